@@ -1,0 +1,5 @@
+//! What the kernel side and user space agree on: map types, limits, header arithmetic. No I/O.
+#![cfg_attr(not(test), no_std)]
+
+#[cfg(feature = "user")]
+pub mod objects;

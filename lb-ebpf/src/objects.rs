@@ -1,0 +1,31 @@
+//! The compiled BPF objects, built by this crate's build script and embedded where they are loaded.
+
+/// Bytes aligned as the ELF parser needs them.
+#[repr(C, align(32))]
+struct Aligned<T: ?Sized>(T);
+
+macro_rules! object {
+    ($(#[$doc:meta])* $name:ident, $file:literal) => {
+        $(#[$doc])*
+        pub static $name: &[u8] = {
+            static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/", $file)));
+            &OBJECT.0
+        };
+    };
+}
+
+object!(
+    /// The XDP load balancer: `src/bin/load_balancer.rs`.
+    LOAD_BALANCER,
+    "load_balancer"
+);
+object!(
+    /// The capture of probe replies at tc ingress: `src/bin/probe_capture.rs`.
+    PROBE_CAPTURE,
+    "probe_capture"
+);
+object!(
+    /// The real's decapsulation at tc ingress and MSS clamp at tc egress: `src/bin/decap.rs`.
+    DECAP,
+    "decap"
+);
