@@ -50,9 +50,6 @@ impl RealEntry {
     /// A real that is encapsulated to with IPIP. Without a next hop its packets are dropped, and counted.
     #[must_use]
     pub fn ipip(source: Ipv4Addr, real: Ipv4Addr, next_hop: Option<&NextHop>, serves: u32) -> Self {
-        let Some(hop) = next_hop else {
-            return Self { serves, ..Self::default() };
-        };
         let mut ip = [0; net::IPV4_LEN];
         ip[0] = net::VERSION_IHL;
         ip[8] = OUTER_TTL;
@@ -60,19 +57,30 @@ impl RealEntry {
         ip[12..16].copy_from_slice(&source.octets());
         ip[16..20].copy_from_slice(&real.octets());
         let mut bytes = [0; 34];
-        bytes[0..6].copy_from_slice(&hop.destination_mac);
-        bytes[6..12].copy_from_slice(&hop.source_mac);
+        if let Some(hop) = next_hop {
+            bytes[0..6].copy_from_slice(&hop.destination_mac);
+            bytes[6..12].copy_from_slice(&hop.source_mac);
+        }
         bytes[12..14].copy_from_slice(&net::ETHERTYPE_IPV4.to_ne_bytes());
         bytes[14..34].copy_from_slice(&ip);
         Self {
             head: [word(&bytes, 0), word(&bytes, 8), word(&bytes, 16), word(&bytes, 24)],
             tail: u16::from_ne_bytes([bytes[32], bytes[33]]),
-            mtu: hop.mtu,
-            ifindex: hop.ifindex,
+            mtu: next_hop.map_or(0, |hop| hop.mtu),
+            ifindex: next_hop.map_or(0, |hop| hop.ifindex),
             header_sum: net::sum(&ip),
             serves,
             reserved: [0; 2],
         }
+    }
+
+    /// The real's address; `None` for an index that is not in use.
+    #[must_use]
+    pub fn address(&self) -> Option<Ipv4Addr> {
+        let [.., high_a, high_b] = self.head[3].to_ne_bytes();
+        let [low_a, low_b] = self.tail.to_ne_bytes();
+        let address = Ipv4Addr::new(high_a, high_b, low_a, low_b);
+        (!address.is_unspecified()).then_some(address)
     }
 }
 
@@ -82,11 +90,23 @@ fn word(bytes: &[u8; 34], at: usize) -> u64 {
     u64::from_ne_bytes(word)
 }
 
-/// Whether an id can be a real's.
-#[must_use]
-pub const fn is_valid(id: RealId) -> bool {
-    id != 0 && (id as usize) < MAX_REALS
-}
-
 const _: () = assert!(size_of::<RealEntry>() == 64 && core::mem::offset_of!(RealEntry, reserved) == 48);
 pod!(RealEntry);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipip_template_holds_the_headers_in_wire_order() {
+        let hop = NextHop { ifindex: 7, mtu: 1500, source_mac: [2, 0, 0, 0, 0, 1], destination_mac: [2, 0, 0, 0, 0, 2] };
+        let (source, address) = (Ipv4Addr::new(198, 18, 221, 11), Ipv4Addr::new(198, 18, 101, 10));
+        let entry = RealEntry::ipip(source, address, Some(&hop), SERVES_TCP);
+        let bytes: Vec<u8> = entry.head.iter().flat_map(|w| w.to_ne_bytes()).chain(entry.tail.to_ne_bytes()).collect();
+        assert_eq!(&bytes[..14], [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0]);
+        assert_eq!(&bytes[14..26], [0x45, 0, 0, 0, 0, 0, 0, 0, 64, 4, 0, 0]);
+        assert_eq!(&bytes[26..], [198, 18, 221, 11, 198, 18, 101, 10]);
+        assert_eq!(entry.address(), Some(address));
+        assert_eq!(RealEntry::default().address(), None);
+    }
+}
