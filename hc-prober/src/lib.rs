@@ -12,9 +12,13 @@
 //! returns packets and effects.
 
 pub mod check;
+pub mod cookie;
+pub mod lane;
 pub mod report;
 pub mod runner;
+pub mod schedule;
 pub mod settings;
+pub mod state;
 pub mod time;
 
 pub use crate::{

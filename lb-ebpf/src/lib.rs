@@ -3,3 +3,4 @@
 
 #[cfg(feature = "user")]
 pub mod objects;
+pub mod probe;
