@@ -10,6 +10,7 @@ pub mod hash;
 pub mod net;
 #[cfg(feature = "user")]
 pub mod objects;
+pub mod probe;
 pub mod real;
 pub mod ring;
 pub mod vip;
