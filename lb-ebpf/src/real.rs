@@ -1,6 +1,6 @@
 //! A real as the packet path sees it: the 34 bytes that are put in front of its packets, ready made.
 
-use crate::{net, pod, ring::RealId};
+use crate::{net, pod};
 use core::net::Ipv4Addr;
 
 /// Entries of the map of reals; index 0 is never a real.
