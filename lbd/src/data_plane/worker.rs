@@ -46,7 +46,7 @@ pub struct Worker {
 /// The worker's thread is gone; its last error was logged.
 #[derive(Debug, thiserror::Error)]
 #[error("the data plane's thread has ended")]
-pub struct Gone;
+struct Gone;
 
 impl Worker {
     /// Loads the data plane on a new thread; returns the reals that an earlier daemon left in its maps.
