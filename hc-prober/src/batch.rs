@@ -62,6 +62,7 @@ impl Batch {
     }
 
     /// The packets in order.
+    #[must_use]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Outgoing<'_>> {
         self.packets.iter().map(|entry| Outgoing {
             bytes: self.bytes.get(entry.range.clone()).unwrap_or_default(),

@@ -1,11 +1,11 @@
 //! The capture of replies: loads the tc program, tells it what to take, and reads what it took.
 
 use std::{
-    collections::HashSet,
+    collections::{self, HashSet},
     io,
     ops::RangeInclusive,
     os::{
-        fd::{AsRawFd, RawFd},
+        fd::{AsFd, BorrowedFd},
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixListener},
     },
@@ -141,10 +141,10 @@ impl Capture {
     }
 }
 
-impl AsRawFd for Capture {
+impl AsFd for Capture {
     /// Becomes readable when a packet was captured.
-    fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
     }
 }
 
@@ -167,7 +167,7 @@ where
     T::try_from(map).map_err(|source| CaptureError::Map { map: name, source })
 }
 
-/// By tcx where the kernel has it (6.6): first of all programs there, and gone with our process. Otherwise by a cls_bpf
+/// By tcx where the kernel has it (6.6): first of all programs there, and gone with our process. Otherwise by a `cls_bpf`
 /// filter, which outlives a killed process: its handle says which ports it is for, so a successor takes its place.
 fn attach(classifier: &mut SchedClassifier, interface: &str, first_port: u16) -> Result<(), ProgramError> {
     let tcx = TcAttachOptions::TcxOrder(LinkOrder::first());
@@ -205,14 +205,16 @@ fn read(item: &[u8]) -> Option<(Monotonic, &[u8])> {
 /// The exclusive right to a range of ports in this network namespace: a bound abstract socket, which the kernel gives back
 /// however we end.
 #[derive(Debug)]
-struct Claim(UnixListener);
+struct Claim {
+    _socket: UnixListener,
+}
 
 impl Claim {
     fn take(ports: &RangeInclusive<u16>) -> Result<Self, CaptureError> {
         let name = format!("hc-prober/ports/{}", ports.start());
         SocketAddr::from_abstract_name(name)
             .and_then(|address| UnixListener::bind_addr(&address))
-            .map(Self)
+            .map(|socket| Self { _socket: socket })
             .map_err(|source| CaptureError::Claim { ports: ports.clone(), source })
     }
 }
@@ -220,7 +222,7 @@ impl Claim {
 /// What an engine's checks need to have captured, brought into the map step by step.
 #[derive(Debug, Default)]
 pub struct Watched {
-    current: std::collections::HashMap<Watch, u32>,
+    current: collections::HashMap<Watch, u32>,
     /// No longer needed, but late answers may come until then.
     retired: Vec<(Monotonic, Watch)>,
 }
@@ -233,7 +235,7 @@ impl Watched {
     pub fn update(
         &mut self,
         capture: &mut Capture,
-        wanted: &std::collections::HashMap<Watch, u32>,
+        wanted: &collections::HashMap<Watch, u32>,
         now: Monotonic,
     ) -> Result<(), CaptureError> {
         for (watch, roles) in wanted {

@@ -240,6 +240,7 @@ impl Engine {
         companion: bool,
         now: Monotonic,
     ) -> Result<(u16, Cookie), Detail> {
+        let rest = self.subject(probe.check).map_or(MEMORY, |subject| subject.check.timing.timeout);
         let key = LaneKey { local: path.inner_source, target: path.target, protocol, port };
         let (cookies, ports) = (&self.cookies, &self.ports);
         let lane = self.lanes.entry(key).or_insert_with(|| Lane::new(ports, cookies.rotation(&key), MEMORY));
@@ -252,7 +253,7 @@ impl Engine {
             companion,
             answered: false,
         };
-        let (from, epoch) = lane.launch(flight).ok_or(Detail::NoPort)?;
+        let (from, epoch) = lane.launch(flight, rest).ok_or(Detail::NoPort)?;
         Ok((from, cookies.cookie(&key, from, epoch)))
     }
 
