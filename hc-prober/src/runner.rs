@@ -53,6 +53,9 @@ pub enum Error {
     /// Probes cannot be sent.
     #[error("open a raw socket")]
     Socket(#[source] io::Error),
+    /// The arrival of replies cannot be awaited.
+    #[error("await captured packets")]
+    Arrival(#[source] io::Error),
     /// Its thread could not be started.
     #[error("start the prober's thread")]
     Thread(#[source] io::Error),
@@ -186,8 +189,7 @@ impl Runner {
     ) -> Result<Self, Error> {
         let (connection, routes, _) = rtnetlink::new_connection().map_err(Error::Netlink)?;
         tokio::spawn(connection);
-        let ring = driver.capture.as_fd().try_clone_to_owned().map_err(Error::Socket)?;
-        let arrival = AsyncFd::register_with_interest(ring, Interest::READABLE).map_err(|e| Error::Socket(e.into()))?;
+        let arrival = arrivals(&driver.capture).map_err(Error::Arrival)?;
         Ok(Self {
             settings,
             driver,
@@ -283,6 +285,15 @@ impl Runner {
             tokio::time::sleep(LINGER / 10).await;
         }
     }
+}
+
+/// Becomes ready when the capture has something.
+#[expect(unsafe_code, reason = "tokio's registration of a descriptor that it did not open")]
+fn arrivals(capture: &Capture) -> io::Result<AsyncFd<OwnedFd>> {
+    let ring = capture.as_fd().try_clone_to_owned()?;
+    // SAFETY: an `OwnedFd` always is the same, open descriptor, and nobody takes it out of the `AsyncFd`.
+    let arrivals = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
+    arrivals.map_err(io::Error::from)
 }
 
 fn is_unrouted(planned: &Planned) -> bool {
