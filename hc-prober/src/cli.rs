@@ -118,12 +118,11 @@ impl fmt::Display for Exit {
 impl ExitCodes {
     pub(crate) fn code(self, exit: Exit) -> ExitCode {
         ExitCode::from(match (self, exit) {
-            (Self::Nagios | Self::Keepalived, Exit::Up) => 0,
+            // Under keepalived, what could not be checked must not be taken out.
+            (Self::Nagios | Self::Keepalived, Exit::Up) | (Self::Keepalived, Exit::Unknown) => 0,
             (Self::Nagios, Exit::Down) => 2,
             (Self::Nagios, Exit::Unknown) => 3,
             (Self::Keepalived, Exit::Down) => 1,
-            // What could not be checked must not be taken out.
-            (Self::Keepalived, Exit::Unknown) => 0,
         })
     }
 }

@@ -41,8 +41,7 @@ fn check(args: &CheckArgs) -> Result<Exit, Box<dyn std::error::Error>> {
     let check = args.check()?;
     let mut settings = Settings::new(args.interface.clone())?;
     settings.outer_source = args.source;
-    let key = check.key.clone();
-    let mut session = Session::open(check, settings)?;
+    let mut session = Session::open(&check, settings)?;
     let summary = session.run(args.count, args.pace());
     let exit = match summary {
         Summary { failed: 1.., .. } => Exit::Down,
@@ -50,8 +49,8 @@ fn check(args: &CheckArgs) -> Result<Exit, Box<dyn std::error::Error>> {
         Summary { .. } => Exit::Up,
     };
     let line = match args.output {
-        Output::Text => text(&key, &summary, exit, args.count),
-        Output::Json => json(&key, &summary, exit).to_string(),
+        Output::Text => text(&check.key, &summary, exit, args.count),
+        Output::Json => json(&check.key, &summary, exit).to_string(),
     };
     writeln!(io::stdout(), "{line}")?;
     Ok(exit)
@@ -67,21 +66,18 @@ fn text(key: &CheckKey, summary: &Summary, exit: Exit, count: u64) -> String {
     let telling = summary.telling;
     let rtt = telling.and_then(|finding| finding.rtt).map(|rtt| format!(" in {:.3} ms", millis(rtt)));
     let detail = telling.and_then(|finding| finding.detail).map(|detail| format!(": {detail}"));
-    let mut line = format!("{exit} {} {what} through {real}", summary.reason());
-    line.extend(rtt.into_iter().chain(detail));
-    if count > 1 {
-        let Summary { passed, failed, unknown, counters, .. } = summary;
-        let seconds = summary.elapsed.as_secs_f64();
-        line += &format!(
-            "\n{count} checks in {seconds:.3} s, {:.0}/s: {passed} passed, {failed} failed, {unknown} unknown; \
-             {} resets sent, {} late, {} forged",
-            per_second(summary),
-            counters.resets,
-            counters.late,
-            counters.forged,
-        );
+    let evidence = rtt.into_iter().chain(detail).collect::<String>();
+    let line = format!("{exit} {} {what} through {real}{evidence}", summary.reason());
+    if count == 1 {
+        return line;
     }
-    line
+    let Summary { passed, failed, unknown, counters, .. } = summary;
+    let (seconds, rate) = (summary.elapsed.as_secs_f64(), per_second(summary));
+    format!(
+        "{line}\n{count} checks in {seconds:.3} s, {rate:.0}/s: {passed} passed, {failed} failed, {unknown} unknown; \
+         {} resets sent, {} late, {} forged",
+        counters.resets, counters.late, counters.forged,
+    )
 }
 
 fn json(key: &CheckKey, summary: &Summary, exit: Exit) -> serde_json::Value {

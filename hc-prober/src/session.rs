@@ -79,7 +79,7 @@ impl Session {
     ///
     /// # Errors
     /// See [`SessionError`].
-    pub fn open(check: Check, mut settings: Settings) -> Result<Self, SessionError> {
+    pub fn open(check: &Check, mut settings: Settings) -> Result<Self, SessionError> {
         let real = check.key.real;
         let no_route = |source| SessionError::Route { real, source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_route)?;
@@ -89,7 +89,7 @@ impl Session {
             if settings.interfaces.is_empty() {
                 settings.interfaces.push(route::interface_to(&routes, real).await.map_err(no_route)?);
             }
-            Ok::<_, SessionError>(plan(std::slice::from_ref(&check), &settings, &routes).await)
+            Ok::<_, SessionError>(plan(std::slice::from_ref(check), &settings, &routes).await)
         })?;
         let mut driver = open_any_block(&mut settings)?;
         Watched::default().update(&mut driver.capture, &watches(&planned), now())?;
