@@ -40,13 +40,13 @@ pub(crate) struct CheckArgs {
     #[command(flatten)]
     kind: KindArgs,
     /// Payload of the UDP probe, hexadecimal [default: eight unpredictable bytes].
-    #[arg(long, value_name = "HEX", requires = "udp", value_parser = hex)]
+    #[arg(long, value_name = "HEX", conflicts_with_all = ["icmp", "tcp"], value_parser = hex)]
     payload: Option<Hex>,
     /// How a right UDP reply begins, hexadecimal [default: any reply is right].
-    #[arg(long, value_name = "HEX", requires = "udp", value_parser = hex)]
+    #[arg(long, value_name = "HEX", conflicts_with_all = ["icmp", "tcp"], value_parser = hex)]
     expect: Option<Hex>,
     /// UDP: silence means down. Otherwise an echo request alongside decides.
-    #[arg(long, requires = "udp")]
+    #[arg(long, conflicts_with_all = ["icmp", "tcp"])]
     require_reply: bool,
     /// Source of the outer and the inner header [default: what the route to the real prefers].
     #[arg(long, value_name = "ADDRESS")]

@@ -304,15 +304,16 @@ impl Engine {
     fn genuine(&mut self, flight: &Flight, answer: &Answer<'_>, repeated: bool, at: Monotonic, out: &mut Output) {
         let probe = ProbeId { check: flight.check, serial: flight.serial };
         let is_open = |subject: &&mut Subject| subject.is_open(probe.serial);
-        let Some(subject) = self.subject(probe.check).filter(is_open) else {
+        let subject = self.subject(probe.check).filter(is_open);
+        if flight.companion && matches!(answer, Answer::Echo { .. }) {
+            // Its only use is to explain the silence of the datagram.
+            return subject.map_or((), |subject| subject.echoed(probe.serial));
+        }
+        let Some(subject) = subject else {
             let counter = if repeated { &mut self.counters.repeated } else { &mut self.counters.late };
             *counter += 1;
             return;
         };
-        if flight.companion && matches!(answer, Answer::Echo { .. }) {
-            subject.echoed(probe.serial);
-            return;
-        }
         let target = subject.path.map_or(Ipv4Addr::UNSPECIFIED, |path| path.target);
         let Some(finding) = interpret(answer, &subject.check.key.kind, target) else {
             self.counters.neutral += 1;

@@ -123,7 +123,9 @@ impl Session {
                 summary.add(*finding);
             }
             self.driver.output.clear();
-            self.wait((sent < count).then_some(next));
+            if sent < count || self.driver.engine.awaited() > 0 {
+                self.wait((sent < count).then_some(next));
+            }
         }
         summary.elapsed = start.elapsed();
         summary.counters = self.driver.counters();
