@@ -258,3 +258,41 @@ impl Watched {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sched::{CloneFlags, unshare};
+    use std::process::Command;
+
+    fn output(command: &str) -> String {
+        let mut words = command.split_whitespace();
+        let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn filtering(first_port: u16) -> Ebpf {
+        let mut program = Ebpf::load(PROBE_CAPTURE).unwrap();
+        let classifier = classifier(&mut program).unwrap();
+        classifier.load().unwrap();
+        attach_filter(classifier, "d0", first_port).unwrap();
+        program
+    }
+
+    /// Needs root. On a thread of its own, as every test: only this thread moves to the new namespace.
+    #[test]
+    fn filter_of_a_killed_predecessor_is_replaced_and_a_neighbours_is_not() {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        output("ip link add d0 type veth peer name d1");
+        let filters = || output("tc filter show dev d0 ingress").matches("direct-action").count();
+        let _neighbour = filtering(64_512);
+        // Killed: it could not detach.
+        std::mem::forget(filtering(61_000));
+        assert_eq!(filters(), 2);
+        let successor = filtering(61_000);
+        assert_eq!(filters(), 2);
+        drop(successor);
+        assert_eq!(filters(), 1);
+    }
+}

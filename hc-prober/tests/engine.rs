@@ -1,4 +1,11 @@
 //! The engine against answers made by hand: genuine, forged, late and repeated ones.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "in a test, a panic is the message"
+)]
 
 use std::{
     net::{IpAddr, Ipv4Addr},

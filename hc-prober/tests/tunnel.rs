@@ -1,4 +1,11 @@
 //! Checks through a real tunnel, answered by a real kernel. Needs root.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "in a test, a panic is the message"
+)]
 
 mod common;
 

@@ -16,12 +16,12 @@ use aya::{
 };
 use nix::sched::{CloneFlags, setns};
 
-pub const LB: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 1);
-pub const REAL: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 2);
-pub const VIP: Ipv4Addr = Ipv4Addr::new(198, 19, 7, 1);
+pub(crate) const LB: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 1);
+pub(crate) const REAL: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 2);
+pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(198, 19, 7, 1);
 
 /// The two namespaces; deleted on drop.
-pub struct Net {
+pub(crate) struct Net {
     pub lb: String,
     pub real: String,
     decap: Option<Ebpf>,
@@ -29,7 +29,7 @@ pub struct Net {
 
 impl Net {
     /// Needs root.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mut net = Self { lb: format!("hcp-lb-{id}"), real: format!("hcp-real-{id}"), decap: None };
@@ -48,20 +48,20 @@ impl Net {
         net
     }
 
-    pub fn add_vip(&self) {
+    pub(crate) fn add_vip(&self) {
         ip(&format!("-n {} addr add {VIP}/32 dev lo", self.real));
     }
 
-    pub fn remove_vip(&self) {
+    pub(crate) fn remove_vip(&self) {
         ip(&format!("-n {} addr del {VIP}/32 dev lo", self.real));
     }
 
-    pub fn remove_decap(&mut self) {
+    pub(crate) fn remove_decap(&mut self) {
         self.decap = None;
     }
 
     /// Runs `hc-prober check` on the load balancer.
-    pub fn check(&self, arguments: &str) -> Output {
+    pub(crate) fn check(&self, arguments: &str) -> Output {
         let net = format!("--net=/run/netns/{}", self.lb);
         let fixed = ["check", "--real", &REAL.to_string(), "--vip", &VIP.to_string()].map(String::from);
         let mut command = Command::new("nsenter");
@@ -70,7 +70,7 @@ impl Net {
     }
 
     /// Output of a command in one of the namespaces.
-    pub fn run(namespace: &str, command: &[&str]) -> String {
+    pub(crate) fn run(namespace: &str, command: &[&str]) -> String {
         let output =
             Command::new("nsenter").arg(format!("--net=/run/netns/{namespace}")).args(command).output().unwrap();
         assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -87,7 +87,7 @@ impl Drop for Net {
 }
 
 /// Runs `body` on a thread of its own that has entered the namespace. Sockets made there stay there.
-pub fn inside<T: Send + 'static>(namespace: &str, body: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) fn inside<T: Send + 'static>(namespace: &str, body: impl FnOnce() -> T + Send + 'static) -> T {
     let file = File::open(format!("/run/netns/{namespace}")).unwrap();
     let enter = move || {
         setns(file, CloneFlags::CLONE_NEWNET).unwrap();
