@@ -119,13 +119,15 @@ impl Capture {
         self.watch.remove(&watch).map_err(|source| CaptureError::Map { map: "WATCH", source })
     }
 
-    /// Hands each captured packet and its time of arrival to `receive`, until there is none.
-    pub fn drain(&mut self, mut receive: impl FnMut(&[u8], Monotonic)) {
-        while let Some(item) = self.ring.next() {
+    /// Hands captured packets and their times of arrival to `receive`, at most `limit`. True: there may be more.
+    pub fn drain(&mut self, limit: usize, mut receive: impl FnMut(&[u8], Monotonic)) -> bool {
+        for _ in 0..limit {
+            let Some(item) = self.ring.next() else { return false };
             if let Some((at, packet)) = read(&item) {
                 receive(packet, at);
             }
         }
+        true
     }
 
     /// The capture's counters, summed over the CPUs; zero if they cannot be read.

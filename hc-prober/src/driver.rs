@@ -12,6 +12,9 @@ use crate::{
     transport::Transport,
 };
 
+/// So many packets are received in one turn, so that a flood of them does not keep probes from being sent.
+const RECEIVE_LIMIT: usize = 8192;
+
 /// The engine with its sockets.
 #[derive(Debug)]
 pub struct Driver {
@@ -26,18 +29,20 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Receives what has arrived, sends what is due and what answers it.
-    pub fn turn(&mut self) {
-        self.receive();
+    /// Receives what has arrived, sends what is due and what answers it. True: more may have arrived already, take
+    /// another turn before you wait.
+    pub fn turn(&mut self) -> bool {
+        let more = self.receive();
         // What has arrived by now was counted before its time is declared to be up.
         self.engine.poll(now(), &mut self.output);
         self.send();
+        more
     }
 
-    /// Receives what has arrived. Nothing falls due.
-    pub fn receive(&mut self) {
+    /// Receives what has arrived. Nothing falls due. True: more may have arrived already.
+    pub fn receive(&mut self) -> bool {
         let (engine, output) = (&mut self.engine, &mut self.output);
-        self.capture.drain(|packet, at| engine.receive(packet, at, output));
+        self.capture.drain(RECEIVE_LIMIT, |packet, at| engine.receive(packet, at, output))
     }
 
     /// Sends what the engine has put out.

@@ -99,6 +99,8 @@ impl Engine {
 
     /// Makes these the checks. Those that stay keep their state; new ones first run somewhere within their interval.
     pub fn set_checks(&mut self, planned: Vec<Planned>, now: Monotonic) {
+        self.lanes.retain(|_, lane| !lane.is_idle(now));
+        self.evidence.retain(|_, (_, at)| now.since(*at) < EVIDENCE_LIFE);
         let wanted: HashSet<CheckKey> = planned.iter().map(|planned| planned.check.key.clone()).collect();
         let subjects = &mut self.subjects;
         self.numbers.retain(|key, number| {
@@ -170,12 +172,15 @@ impl Engine {
         let Some(subject) = self.subject(number) else { return };
         let (kind, path, timeout) = (subject.check.key.kind.clone(), subject.path, subject.check.timing.timeout);
         let probe = ProbeId { check: number, serial: subject.next_serial() };
-        subject.launched(now);
+        subject.launched();
         self.counters.sent += 1;
         let launched = path.and_then(|path| self.encode(probe, &kind, path, now, out));
-        match launched {
-            Ok(()) => self.queue.push(now + timeout, Due::Expire(probe)),
-            Err(detail) => self.not_sent(probe, detail, now, out),
+        if let Err(detail) = launched {
+            return self.not_sent(probe, detail, now, out);
+        }
+        self.queue.push(now + timeout, Due::Expire(probe));
+        if let Some(subject) = self.subject(number) {
+            subject.last_run = Some(now);
         }
     }
 

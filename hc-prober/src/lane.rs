@@ -73,6 +73,12 @@ impl Lane {
         Some((flight, self.first.wrapping_add(ahead)))
     }
 
+    /// Whether nothing that was sent here needs to be remembered.
+    #[must_use]
+    pub fn is_idle(&self, now: Monotonic) -> bool {
+        self.flights.back().is_none_or(|last| now.since(last.sent_at) > self.memory)
+    }
+
     fn forget(&mut self) {
         self.flights.pop_front();
         self.first = self.first.wrapping_add(1);

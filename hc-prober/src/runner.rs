@@ -207,9 +207,10 @@ impl Runner {
     async fn run(mut self) {
         let mut refresh = Instant::now() + REFRESH;
         loop {
-            self.driver.turn();
+            let more = self.driver.turn();
             self.publish();
-            let due = self.driver.engine.next_due().map_or(IDLE, |at| at.since(now()));
+            let due = if more { Some(now()) } else { self.driver.engine.next_due() };
+            let due = due.map_or(IDLE, |at| at.since(now()));
             tokio::select! {
                 command = self.inbox.recv() => match command {
                     Some(command) => self.obey(command).await,

@@ -118,12 +118,12 @@ impl Session {
                 self.driver.engine.launch(self.number, now(), &mut self.driver.output);
                 (sent, next) = (sent + 1, next + pace);
             }
-            self.driver.turn();
+            let more = self.driver.turn();
             for (_, finding) in &self.driver.output.findings {
                 summary.add(*finding);
             }
             self.driver.output.clear();
-            if sent < count || self.driver.engine.awaited() > 0 {
+            if !more && (sent < count || self.driver.engine.awaited() > 0) {
                 self.wait((sent < count).then_some(next));
             }
         }

@@ -110,8 +110,7 @@ impl Subject {
     }
 
     /// Records that probe number [`Self::next_serial`] leaves.
-    pub fn launched(&mut self, now: Monotonic) {
-        self.last_run = Some(now);
+    pub fn launched(&mut self) {
         self.window.push_back(Pending::default());
     }
 

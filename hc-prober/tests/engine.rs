@@ -375,6 +375,20 @@ fn udp_port_unreachable_makes_soft_down_and_held_back_errors_do_not_bring_it_up(
 }
 
 #[test]
+fn probe_that_cannot_be_sent_proves_nothing_and_says_why() {
+    let mut bench = Bench::new(Kind::Icmp);
+    let key = bench.engine.subjects().next().unwrap().check.key.clone();
+    let check = Check { key, timing: TIMING };
+    bench.engine.set_checks(vec![Planned { check, path: Err(Detail::NoRoute(101)) }], bench.now);
+    bench.pass(Duration::from_secs(5));
+    let subject = bench.engine.subjects().next().unwrap();
+    assert_eq!((subject.machine.state, subject.last_run), (State::Init, None));
+    assert!(subject.detail.unwrap().to_string().starts_with("no route to the real"));
+    assert_eq!((bench.counters().sent, bench.sent.len()), (0, 0));
+    assert!(bench.counters().unknown > 0);
+}
+
+#[test]
 fn checks_set_again_keep_their_state() {
     let mut bench = Bench::new(Kind::Tcp { port: 80 });
     bench.up();
