@@ -3,6 +3,12 @@
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "BPF helpers and map values are raw pointers; each block states what makes it sound")]
+#![expect(
+    clippy::inline_always,
+    clippy::needless_pass_by_value,
+    clippy::cast_possible_truncation,
+    reason = "one program without calls; its entry takes the context by value; sizes are small constants"
+)]
 use aya_ebpf::{
     EbpfContext, Global,
     bindings::{BPF_F_NO_PREALLOC, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_hdr_start_off::BPF_HDR_START_NET},
@@ -84,7 +90,7 @@ fn capture(ctx: &TcContext) -> Option<i32> {
     match claim {
         Claim::Reply => {
             counters.taken += 1;
-            Some(TC_ACT_SHOT as i32)
+            Some(TC_ACT_SHOT)
         }
         Claim::Evidence => {
             counters.evidence += 1;
@@ -137,7 +143,7 @@ fn reply(local: [u8; 4], remote: [u8; 4], port: u16) -> Option<Claim> {
 #[inline(always)]
 fn watched(local: [u8; 4], remote: [u8; 4], role: u32) -> bool {
     // SAFETY: the value is a plain integer; user space replaces it as a whole.
-    unsafe { WATCH.get(&Watch { local, remote }) }.is_some_and(|roles| *roles & role != 0)
+    unsafe { WATCH.get(Watch { local, remote }) }.is_some_and(|roles| *roles & role != 0)
 }
 
 /// Where the payload begins, from the header's start; `None` for what is not IPv4 or a later fragment.
