@@ -29,3 +29,8 @@ object!(
     DECAP,
     "decap"
 );
+object!(
+    /// A bare pass, for the peer of a veth device whose other end uses `XDP_TX`: `src/bin/xdp_pass.rs`.
+    XDP_PASS,
+    "xdp_pass"
+);

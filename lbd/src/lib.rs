@@ -1,1 +1,17 @@
-//! lbd
+//! The load balancer's daemon and its CLI.
+//!
+//! Pure: `config`, `maglev`, `ring`, `service`, `reconcile`, `vip_table`, `ids`. Edges: `data_plane`, `nexthop`,
+//! `api`, `daemon`, `cli`.
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod data_plane;
+pub mod ids;
+pub mod maglev;
+pub mod model;
+pub mod nexthop;
+pub mod reconcile;
+pub mod ring;
+pub mod service;
+pub mod vip_table;

@@ -1,0 +1,65 @@
+//! The real of a flow whose slot is looked up: a window is open, or has been while entries may live.
+
+use crate::maps::{FLOWS, REALS, count};
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use lb_ebpf::{
+    counter::{FlowEvent, flow_event_index},
+    flow::{Flow, FlowKey},
+    net::TCP,
+    real::{SERVES_TCP, SERVES_UDP},
+    ring::{RealId, Slot},
+};
+
+/// An entry that lives and whose real still serves decides. Without one a TCP SYN gets `cur`, and so does
+/// anything else unless a window is open on the slot whose `prev` still serves.
+#[inline(always)]
+pub fn choose(slot: Slot, key: &FlowKey, idle_ms: u32, is_syn: bool) -> RealId {
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let serves = if key.protocol == u32::from(TCP) { SERVES_TCP } else { SERVES_UDP };
+    if !is_syn && let Some(real) = remembered(key, now, idle_ms, serves) {
+        count(flow_event_index(FlowEvent::Hit), 0);
+        return real;
+    }
+    count(flow_event_index(miss(key, is_syn)), 0);
+    let choice = if !is_syn && real_serves(slot.prev(), serves) { slot.prev() } else { slot.cur() };
+    if slot.track() && choice != 0 {
+        if FLOWS.insert(key, Flow::new(choice, now), 0).is_ok() {
+            count(flow_event_index(FlowEvent::Insert), 0);
+        }
+    } else if is_syn {
+        // A new connection on old ports: what was remembered of the old one is stale. Absent is fine.
+        let _ = FLOWS.remove(key);
+    }
+    choice
+}
+
+#[inline(always)]
+fn remembered(key: &FlowKey, now: u64, idle_ms: u32, serves: u32) -> Option<RealId> {
+    let flow = FLOWS.get_ptr_mut(key)?;
+    // SAFETY: the kernel keeps an LRU entry's memory valid for the program's run. It may be reused for
+    // another flow meanwhile; then one packet refreshes or reads that flow's entry, which is harmless.
+    let flow = unsafe { &mut *flow };
+    let real = flow.real as RealId;
+    if !flow.lives(now, idle_ms) || !real_serves(real, serves) {
+        return None;
+    }
+    flow.last_seen_ns = now;
+    Some(real)
+}
+
+#[inline(always)]
+fn real_serves(real: RealId, serves: u32) -> bool {
+    real != 0 && REALS.get(u32::from(real)).is_some_and(|entry| entry.serves & serves != 0)
+}
+
+#[inline(always)]
+fn miss(key: &FlowKey, is_syn: bool) -> FlowEvent {
+    if is_syn {
+        FlowEvent::MissSyn
+    } else if key.protocol == u32::from(TCP) {
+        FlowEvent::MissTcp
+    } else {
+        FlowEvent::MissUdp
+    }
+}

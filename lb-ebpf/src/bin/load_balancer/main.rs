@@ -1,0 +1,35 @@
+//! The load balancer: a packet for a VIP goes in, the same packet inside IPIP for one real goes out.
+//!
+//! ```text
+//! may a VIP have this address? ── no ──▶ pass, untouched
+//!   └▶ datagram: TCP or UDP, whole, without options? ── no ──▶ a VIP's address? ─▶ echo, drop │ pass
+//!        └▶ VIP ─▶ flow hash ─▶ ring slot ─▶ (tracked flow?) ─▶ real ─▶ encap ─▶ transmit │ redirect
+//! ```
+#![no_std]
+#![no_main]
+#![expect(unsafe_code, reason = "BPF programs read packets through raw pointers; each block states its bound")]
+
+mod datagram;
+mod echo;
+mod encap;
+mod flows;
+mod frame;
+mod maps;
+mod path;
+
+use aya_ebpf::{macros::xdp, programs::XdpContext};
+
+/// The XDP entry point.
+#[xdp]
+pub fn load_balancer(ctx: XdpContext) -> u32 {
+    path::run(&ctx)
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,0 +1,51 @@
+//! Tracked flows: remembered only while the ring could still give another answer for them.
+
+use crate::{pod, ring::RealId};
+
+/// Flows that can be remembered at a time; the least recently used go first.
+pub const MAX_FLOWS: usize = 1 << 18;
+
+/// What a flow is found by; addresses and ports as they lie in the packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// Client's address.
+    pub source: u32,
+    /// The VIP.
+    pub destination: u32,
+    /// Source port, destination port.
+    pub ports: u32,
+    /// Protocol number.
+    pub protocol: u32,
+}
+
+/// What is remembered of a flow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// When it was last seen, nanoseconds of `CLOCK_MONOTONIC` (coarse).
+    pub last_seen_ns: u64,
+    /// The real it goes to.
+    pub real: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Flow {
+    /// A flow that goes to `real` and was seen now.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(real: RealId, now_ns: u64) -> Self {
+        Self { last_seen_ns: now_ns, real: real as u32, reserved: 0 }
+    }
+
+    /// Whether it was used within `idle_ms` milliseconds of `now_ns`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn lives(&self, now_ns: u64, idle_ms: u32) -> bool {
+        now_ns.saturating_sub(self.last_seen_ns) < idle_ms as u64 * 1_000_000
+    }
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 16 && size_of::<Flow>() == 16);
+pod!(FlowKey, Flow);

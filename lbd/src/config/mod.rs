@@ -1,0 +1,291 @@
+//! The configuration: what the operator wrote, checked once and then trusted.
+//!
+//! ```text
+//! text ── toml + serde ──▶ dto ── convert ──▶ Config      (or every mistake, each with its line)
+//! ```
+//!
+//! The order in which VIPs and reals are written means nothing: a [`Config`] holds them sorted, so two files that say the
+//! same thing are equal, and every node that reads either builds the same ring.
+
+mod convert;
+mod diff;
+mod dto;
+mod error;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use diff::Change;
+pub use error::{ConfigError, Mistake};
+
+/// Most VIPs one node takes.
+pub const MAX_VIPS: usize = 512;
+/// Most different real addresses one node takes: an index into them is 12 bits wide in a ring slot, and 0 means "none".
+pub const MAX_REALS: usize = 4095;
+/// The ring seed of a configuration that names none. It is public: set `node.seed` where clients are not trusted, to the same
+/// value on every node, or they can choose flows that all land on one real.
+pub const DEFAULT_SEED: [u8; 16] = *b"lbd default seed";
+
+/// A whole configuration, valid by construction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    node: Node,
+    vips: Vec<Vip>,
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: the file cannot be read, or it holds mistakes; each is shown with its line.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_path_buf(), source })?;
+        Self::parse(&path.display().to_string(), &text)
+    }
+
+    /// Checks `text`; `name` stands for the file in messages.
+    ///
+    /// # Errors
+    /// [`ConfigError::Mistakes`] with every mistake found. A mistake of form (syntax, an unknown key, a wrong type) ends the
+    /// reading and is reported alone; mistakes of meaning are all reported together.
+    pub fn parse(name: &str, text: &str) -> Result<Self, ConfigError> {
+        let mistakes = |mistakes| ConfigError::mistakes(name, text, mistakes);
+        let file: dto::File = toml::from_str(text).map_err(|e| mistakes(vec![Mistake::from(e)]))?;
+        convert::config(file).map_err(mistakes)
+    }
+
+    /// What concerns this node as a whole.
+    #[must_use]
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The VIPs, sorted by key, no key twice, at most [`MAX_VIPS`].
+    #[must_use]
+    pub fn vips(&self) -> &[Vip] {
+        &self.vips
+    }
+
+    /// The VIP with this key.
+    #[must_use]
+    pub fn vip(&self, key: &VipKey) -> Option<&Vip> {
+        self.vips.binary_search_by_key(key, |vip| vip.key).ok().and_then(|at| self.vips.get(at))
+    }
+
+    /// What changes when `new` takes the place of `old`, in the order of the VIPs; empty when they mean the same.
+    #[must_use]
+    pub fn diff(old: &Self, new: &Self) -> Vec<Change> {
+        diff::diff(old, new)
+    }
+}
+
+/// The node-wide part of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    interfaces: Vec<String>,
+    outer_source: Option<Ipv4Addr>,
+    seed: [u8; 16],
+    vip_miss: VipMiss,
+}
+
+impl Node {
+    /// The devices XDP attaches to: at least one, sorted, none twice.
+    #[must_use]
+    pub fn interfaces(&self) -> &[String] {
+        &self.interfaces
+    }
+
+    /// The source of the outer header of forwarded packets and of probes; `None`: the preferred source of the route to each real.
+    #[must_use]
+    pub fn outer_source(&self) -> Option<Ipv4Addr> {
+        self.outer_source
+    }
+
+    /// Keys the flow hash and the ring. Nodes that share VIPs must share it.
+    #[must_use]
+    pub fn seed(&self) -> [u8; 16] {
+        self.seed
+    }
+
+    /// What happens to a packet for a VIP's address and a port that is not configured.
+    #[must_use]
+    pub fn vip_miss(&self) -> VipMiss {
+        self.vip_miss
+    }
+}
+
+/// What to do with a packet for a VIP's address that no VIP takes (`unmatched`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum VipMiss {
+    /// Drop and count it: passing it lets a forwarding node and its router play ping-pong.
+    #[default]
+    Drop,
+    /// Hand it to the kernel.
+    Pass,
+}
+
+/// One virtual service and the reals behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vip {
+    key: VipKey,
+    reals: Vec<Real>,
+    check: Check,
+    timing: Timing,
+    flow_idle: Duration,
+    on_all_down: OnAllDown,
+}
+
+impl Vip {
+    /// Address, protocol and port: the identity of the VIP.
+    #[must_use]
+    pub fn key(&self) -> VipKey {
+        self.key
+    }
+
+    /// The reals, sorted by address, none twice, at least one, all of the VIP's family.
+    #[must_use]
+    pub fn reals(&self) -> &[Real] {
+        &self.reals
+    }
+
+    /// How each of the reals is checked.
+    #[must_use]
+    pub fn check(&self) -> &Check {
+        &self.check
+    }
+
+    /// When each of the reals is checked, and how many results make a verdict.
+    #[must_use]
+    pub fn timing(&self) -> Timing {
+        self.timing
+    }
+
+    /// A flow that sends at least one packet in this time keeps its real; 1 s to 24 h.
+    #[must_use]
+    pub fn flow_idle(&self) -> Duration {
+        self.flow_idle
+    }
+
+    /// What happens when the last real fails.
+    #[must_use]
+    pub fn on_all_down(&self) -> OnAllDown {
+        self.on_all_down
+    }
+}
+
+/// The identity of a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VipKey {
+    /// The address clients connect to.
+    pub address: IpAddr,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// Host byte order; 0 stands for every port of the protocol.
+    pub port: u16,
+}
+
+impl fmt::Display for VipKey {
+    /// `198.19.10.1:80/tcp`, `[2001:db8::1]:53/udp`; port 0 as `198.19.10.1:*/tcp`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            IpAddr::V4(address) => write!(f, "{address}:")?,
+            IpAddr::V6(address) => write!(f, "[{address}]:")?,
+        }
+        match self.port {
+            0 => write!(f, "*/{}", self.protocol),
+            port => write!(f, "{port}/{}", self.protocol),
+        }
+    }
+}
+
+/// A transport protocol a VIP can be of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP, IP protocol 6.
+    Tcp,
+    /// UDP, IP protocol 17.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// A server behind a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Real {
+    /// Where the encapsulated packets are sent.
+    pub address: IpAddr,
+    /// Its share of new flows, relative to the VIP's other reals; 0 takes none.
+    pub weight: u16,
+}
+
+/// How a real is checked, always through the tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// What is sent.
+    pub kind: CheckKind,
+    /// The destination of the inner packet; `None`: the VIP.
+    pub target: Option<IpAddr>,
+}
+
+/// What a check sends, and what it takes for an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckKind {
+    /// An echo request.
+    Icmp,
+    /// A SYN, and a reset once it is answered.
+    Tcp {
+        /// Destination port, 1..=65535.
+        port: u16,
+    },
+    /// A datagram.
+    Udp {
+        /// Destination port, 1..=65535.
+        port: u16,
+        /// What to send; `None`: the prober's own cookie. At most 512 bytes.
+        payload: Option<Vec<u8>>,
+        /// What a reply must begin with to count; `None`: any reply does. At most 512 bytes.
+        expect: Option<Vec<u8>>,
+        /// Whether silence is a failure; otherwise it says nothing.
+        require_reply: bool,
+    },
+}
+
+/// The clock of a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// From one probe to the next, before jitter; 10 ms to 1 h.
+    pub interval: Duration,
+    /// How long an answer may take; 1 ms to 1 min. May exceed the interval: probes overlap.
+    pub timeout: Duration,
+    /// The interval while a verdict is pending; 10 ms up to `interval`.
+    pub fast_interval: Duration,
+    /// Passes in a row that make a real UP, 1..=255.
+    pub rise: u8,
+    /// Failures in a row that make a real DOWN, 1..=255.
+    pub fall: u8,
+}
+
+/// What to do with a VIP whose reals are all down (`all_down`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnAllDown {
+    /// Keep the last set in service: the prober is the likelier culprit.
+    #[default]
+    Keep,
+    /// Take the VIP out of service.
+    Withdraw,
+}

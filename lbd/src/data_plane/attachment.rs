@@ -1,0 +1,110 @@
+//! The program on its interfaces. Links are pinned, so that packets flow on when the daemon dies, and a new
+//! daemon replaces the program in place.
+
+use super::{DataPlane, Error, bpffs};
+use aya::programs::{
+    XdpMode,
+    links::{FdLink, PinnedLink},
+    xdp::XdpLink,
+};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+/// Where the kernel runs the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// In the driver, before the kernel allocates anything.
+    #[default]
+    Native,
+    /// In the kernel's stack, for drivers without XDP: much slower.
+    Generic,
+}
+
+/// An interface that the program is attached to.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// Its name.
+    pub interface: String,
+    /// How.
+    pub mode: Mode,
+}
+
+const LINK_PREFIX: &str = "link_";
+
+impl DataPlane {
+    /// Attaches the program to these interfaces and to no other: where an earlier daemon's is, it is replaced
+    /// in place without losing a packet, or removed if the interface is not among these.
+    ///
+    /// # Errors
+    /// No such interface; somebody else's program is on it; its driver has no XDP and `mode` is native.
+    pub fn attach(&mut self, interfaces: &[String], mode: Mode) -> Result<Vec<Attached>, Error> {
+        let mut pins = BTreeSet::new();
+        let mut attached = Vec::new();
+        for interface in interfaces {
+            pins.insert(self.attach_one(interface, mode)?);
+            attached.push(Attached { interface: interface.clone(), mode });
+        }
+        self.links()?.iter().filter(|pin| !pins.contains(*pin)).try_for_each(|pin| bpffs::remove(pin))?;
+        Ok(attached)
+    }
+
+    /// Returns where the link is pinned.
+    fn attach_one(&mut self, interface: &str, mode: Mode) -> Result<PathBuf, Error> {
+        let index = nix::net::if_::if_nametoindex(interface).map_err(Error::new("attach XDP to", interface))?;
+        // Not the name: a bpffs refuses dots.
+        let pin = self.directory.join(format!("{LINK_PREFIX}{index}"));
+        if pin.exists() {
+            match self.replace(&pin) {
+                Ok(()) => return Ok(pin),
+                // The interface it was on is gone, and another has its index.
+                Err(error) => {
+                    tracing::warn!(%error, "the earlier link is stale");
+                    bpffs::remove(&pin)?;
+                }
+            }
+        }
+        let flags = match mode {
+            Mode::Native => XdpMode::Driver,
+            Mode::Generic => XdpMode::Skb,
+        };
+        let xdp = self.xdp()?;
+        let id = xdp.attach_to_if_index(index, flags).map_err(Error::new("attach XDP to", interface))?;
+        let link = xdp.take_link(id).map_err(Error::new("attach XDP to", interface))?;
+        // A link by netlink cannot be pinned; it means that the kernel refused a real one.
+        let link = FdLink::try_from(link).map_err(Error::new("attach XDP by a link to", interface))?;
+        link.pin(&pin).map_err(Error::new("pin", pin.display()))?;
+        Ok(pin)
+    }
+
+    fn replace(&mut self, pin: &Path) -> Result<(), Error> {
+        let link = PinnedLink::from_pin(pin).map_err(Error::new("open", pin.display()))?;
+        let link = XdpLink::try_from(FdLink::from(link)).map_err(Error::new("use", pin.display()))?;
+        let xdp = self.xdp()?;
+        let id = xdp.attach_to_link(link).map_err(Error::new("replace the program of", pin.display()))?;
+        // The pin holds the link; our descriptor of it may go.
+        drop(xdp.take_link(id).map_err(Error::new("use", pin.display()))?);
+        Ok(())
+    }
+
+    /// Detaches the program everywhere and leaves nothing pinned.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub fn detach(&mut self) -> Result<(), Error> {
+        self.links()?.iter().try_for_each(|pin| bpffs::remove(pin))?;
+        self.unpin_maps()
+    }
+
+    /// The pins of links, an earlier daemon's included.
+    fn links(&self) -> Result<Vec<PathBuf>, Error> {
+        let list = || -> std::io::Result<Vec<PathBuf>> {
+            let entries = std::fs::read_dir(&self.directory)?;
+            entries.map(|entry| entry.map(|e| e.path())).collect()
+        };
+        let mut pins = list().map_err(Error::new("list", self.directory.display()))?;
+        pins.retain(|p| p.file_name().is_some_and(|name| name.to_string_lossy().starts_with(LINK_PREFIX)));
+        Ok(pins)
+    }
+}

@@ -1,0 +1,43 @@
+//! The BPF file system, where links and maps outlive the daemon.
+
+use super::Error;
+use nix::{
+    errno::Errno,
+    mount::{MsFlags, mount},
+    sys::statfs::{FsType, statfs},
+};
+use std::{fs, io, path::Path};
+
+const MOUNT_POINT: &str = "/sys/fs/bpf";
+const BPF_FS_MAGIC: FsType = FsType(libc::BPF_FS_MAGIC);
+
+/// Makes sure that `directory` exists and is on a bpffs; mounts one at its usual place if nobody has.
+pub(super) fn ensure(directory: &Path) -> Result<(), Error> {
+    let mount_point = Path::new(MOUNT_POINT);
+    if directory.starts_with(mount_point) && !is_bpffs(mount_point)? {
+        tracing::info!(path = MOUNT_POINT, "mounting the BPF file system");
+        mount(Some("bpf"), mount_point, Some("bpf"), MsFlags::empty(), None::<&str>)
+            .map_err(Error::new("mount the BPF file system on", MOUNT_POINT))?;
+    }
+    fs::create_dir_all(directory).map_err(Error::new("create", directory.display()))?;
+    if is_bpffs(directory)? {
+        return Ok(());
+    }
+    Err(Error::new("use", directory.display())("it is not on a BPF file system; mount one, or choose --bpffs under one"))
+}
+
+/// Removes a pin; one that is not there is fine.
+pub(super) fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::new("unpin", path.display())(error)),
+        _ => Ok(()),
+    }
+}
+
+fn is_bpffs(path: &Path) -> Result<bool, Error> {
+    match statfs(path) {
+        Ok(stat) => Ok(stat.filesystem_type() == BPF_FS_MAGIC),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(error) => Err(Error::new("examine", path.display())(error)),
+    }
+}

@@ -1,0 +1,195 @@
+//! The edge to the kernel: the XDP program, its maps and its attachment. Carries out what `reconcile` returns.
+
+mod attachment;
+mod bpffs;
+mod worker;
+
+pub use attachment::{Attached, Mode};
+pub use worker::{Report, Worker};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray},
+    programs::Xdp,
+};
+use lb_ebpf::{
+    counter::{self, Counter, FlowEvent, Reason},
+    objects::LOAD_BALANCER,
+    real::{MAX_REALS, RealEntry},
+    ring::{RealId, Ring},
+    vip::VipTable,
+};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+const PROGRAM: &str = "load_balancer";
+/// Maps that outlive a daemon whose program stays attached: flows name reals by their index.
+const PINNED_MAPS: [&str; 2] = ["REALS", "FLOWS"];
+
+/// An operation on the data plane that failed: what, on which object, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {object}: {source}")]
+pub struct Error {
+    operation: &'static str,
+    object: String,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl Error {
+    fn new<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+        operation: &'static str,
+        object: impl ToString,
+    ) -> impl FnOnce(E) -> Self {
+        let object = object.to_string();
+        move |source| Self { operation, object, source: source.into() }
+    }
+}
+
+/// Identity and size of the loaded program.
+#[derive(Clone, Copy, Debug)]
+pub struct ProgramInfo {
+    /// The kernel's id of it.
+    pub id: u32,
+    /// Instructions that the verifier walked through.
+    pub verified_instructions: Option<u32>,
+}
+
+/// The loaded program and its maps.
+pub struct DataPlane {
+    ebpf: Ebpf,
+    vips: ArrayOfMaps<MapData, Array<MapData, VipTable>>,
+    rings: ArrayOfMaps<MapData, Array<MapData, Ring>>,
+    reals: Array<MapData, RealEntry>,
+    counts: PerCpuArray<MapData, Counter>,
+    directory: PathBuf,
+}
+
+impl DataPlane {
+    /// Loads the program. Its reals and tracked flows are pinned in `directory` (on a bpffs, which is mounted
+    /// if need be); those that an earlier daemon left there are taken over.
+    ///
+    /// # Errors
+    /// No privilege, no bpffs, or the kernel refuses the program; the verifier's last words are included.
+    pub fn load(directory: &Path) -> Result<Self, Error> {
+        bpffs::ensure(directory)?;
+        let mut loader = EbpfLoader::new();
+        for map in PINNED_MAPS {
+            loader.map_pin_path(map, directory.join(map));
+        }
+        let mut ebpf = loader.load(LOAD_BALANCER).map_err(Error::new("load", "the XDP object"))?;
+        xdp(&mut ebpf)?.load().map_err(Error::new("load", "the XDP program"))?;
+        Ok(Self {
+            vips: take(&mut ebpf, "VIPS")?,
+            rings: take(&mut ebpf, "RINGS")?,
+            reals: take(&mut ebpf, "REALS")?,
+            counts: take(&mut ebpf, "COUNTS")?,
+            ebpf,
+            directory: directory.to_owned(),
+        })
+    }
+
+    /// The reals in the map, by address: what an earlier daemon left.
+    #[must_use]
+    pub fn known_reals(&self) -> BTreeMap<IpAddr, RealId> {
+        let indexes = 1..u16::try_from(MAX_REALS).unwrap_or(u16::MAX);
+        let address = |id: RealId| self.reals.get(&u32::from(id), 0).ok()?.address();
+        indexes.filter_map(|id| Some((IpAddr::V4(address(id)?), id))).collect()
+    }
+
+    /// Writes a real.
+    ///
+    /// # Errors
+    /// The kernel refuses the update.
+    pub fn set_real(&mut self, id: RealId, entry: RealEntry) -> Result<(), Error> {
+        self.reals.set(u32::from(id), entry, 0).map_err(Error::new("write", format!("real {id}")))
+    }
+
+    /// Fills a ring aside and swaps it in; packets see the old one or the new one, whole.
+    ///
+    /// # Errors
+    /// The kernel refuses a map or an update.
+    pub fn swap_ring(&mut self, index: u16, ring: &Ring) -> Result<(), Error> {
+        filled(ring)
+            .and_then(|inner| self.rings.set(u32::from(index), &inner, 0))
+            .map_err(Error::new("swap", format!("ring {index}")))
+    }
+
+    /// Fills a table of VIPs aside and swaps it in.
+    ///
+    /// # Errors
+    /// The kernel refuses a map or an update.
+    pub fn swap_vips(&mut self, table: &VipTable) -> Result<(), Error> {
+        filled(table).and_then(|inner| self.vips.set(0, &inner, 0)).map_err(Error::new("swap", "the table of VIPs"))
+    }
+
+    /// The value of a counter, all CPUs together.
+    ///
+    /// # Errors
+    /// The kernel refuses the look-up.
+    pub fn counter(&self, index: u32) -> Result<Counter, Error> {
+        let values = self.counts.get(&index, 0).map_err(Error::new("read", format!("counter {index}")))?;
+        Ok(values.iter().fold(Counter::default(), |sum, cpu| Counter {
+            packets: sum.packets + cpu.packets,
+            bytes: sum.bytes + cpu.bytes,
+        }))
+    }
+
+    /// The value of a reason's counter.
+    ///
+    /// # Errors
+    /// The kernel refuses the look-up.
+    pub fn reason(&self, reason: Reason) -> Result<Counter, Error> {
+        self.counter(counter::reason_index(reason))
+    }
+
+    /// How often something happened to a tracked flow.
+    ///
+    /// # Errors
+    /// The kernel refuses the look-up.
+    pub fn flow_events(&self, event: FlowEvent) -> Result<u64, Error> {
+        Ok(self.counter(counter::flow_event_index(event))?.packets)
+    }
+
+    /// The program's identity.
+    ///
+    /// # Errors
+    /// The kernel refuses to tell.
+    pub fn program_info(&mut self) -> Result<ProgramInfo, Error> {
+        let info = self.xdp()?.info().map_err(Error::new("query", "the XDP program"))?;
+        Ok(ProgramInfo { id: info.id(), verified_instructions: info.verified_instruction_count() })
+    }
+
+    /// The XDP program, for attaching and test runs.
+    ///
+    /// # Errors
+    /// Never for the object that is embedded.
+    pub fn xdp(&mut self) -> Result<&mut Xdp, Error> {
+        xdp(&mut self.ebpf)
+    }
+
+    /// Takes away the pinned maps: the next daemon starts afresh.
+    fn unpin_maps(&self) -> Result<(), Error> {
+        PINNED_MAPS.iter().try_for_each(|map| bpffs::remove(&self.directory.join(map)))
+    }
+}
+
+fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, Error> {
+    let program = ebpf.program_mut(PROGRAM).ok_or("not in the object");
+    let program = program.map_err(Error::new("find", PROGRAM))?;
+    program.try_into().map_err(Error::new("use", PROGRAM))
+}
+
+fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, Error> {
+    let map = ebpf.take_map(name).ok_or("not in the object").map_err(Error::new("find map", name))?;
+    map.try_into().map_err(Error::new("use map", name))
+}
+
+/// An inner map with its one value. The kernel keeps it for as long as the outer map names it.
+fn filled<T: aya::Pod>(value: &T) -> Result<Array<MapData, T>, MapError> {
+    let mut inner = Array::create(1, 0)?;
+    inner.set(0, value, 0)?;
+    Ok(inner)
+}

@@ -1,0 +1,155 @@
+//! Maglev hashing with weights: which real each slot of a ring belongs to.
+//!
+//! After Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer" (NSDI 2016, §3.4).
+//! Each candidate walks its own permutation of the slots and takes the next free one on its turn; turns
+//! are dealt in proportion to weight. The result depends on addresses, weights and seed only, not on the
+//! order of configuration nor on history, so equal nodes build equal rings.
+
+use lb_ebpf::ring::{RING_SLOTS, RealId};
+use siphasher::sip128::{Hasher128, SipHasher24};
+use std::{hash::Hasher, net::IpAddr};
+
+/// A real that may own slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its index, written into the slots it owns.
+    pub id: RealId,
+    /// Its address: identity and order.
+    pub address: IpAddr,
+    /// Its share relative to the others; with 0 it owns none.
+    pub weight: u16,
+}
+
+/// The owner of every slot; all 0 ("no real") if no candidate has weight.
+#[must_use]
+pub fn build(candidates: &[Candidate], seed: [u8; 16]) -> Vec<RealId> {
+    let mut walkers: Vec<Walker> = candidates.iter().filter(|c| c.weight > 0).map(|c| Walker::new(c, seed)).collect();
+    walkers.sort_unstable_by_key(|w| w.address);
+    let turn = walkers.iter().map(|w| u32::from(w.weight)).max().unwrap_or(0);
+    let mut owners = vec![0; RING_SLOTS];
+    let mut free = if walkers.is_empty() { 0 } else { RING_SLOTS };
+    while free > 0 {
+        for walker in &mut walkers {
+            walker.credit += u32::from(walker.weight);
+            if walker.credit < turn || free == 0 {
+                continue;
+            }
+            walker.credit -= turn;
+            walker.take_next_free(&mut owners);
+            free -= 1;
+        }
+    }
+    owners
+}
+
+struct Walker {
+    id: RealId,
+    address: IpAddr,
+    weight: u16,
+    /// Weight saved up; a turn costs the largest weight.
+    credit: u32,
+    position: usize,
+    /// Odd, hence coprime to the power of two that the ring's size is: the walk visits every slot once.
+    skip: usize,
+}
+
+impl Walker {
+    fn new(candidate: &Candidate, seed: [u8; 16]) -> Self {
+        let mut hasher = SipHasher24::new_with_key(&seed);
+        match candidate.address {
+            IpAddr::V4(address) => hasher.write(&address.octets()),
+            IpAddr::V6(address) => hasher.write(&address.octets()),
+        }
+        let hash = hasher.finish128();
+        #[expect(clippy::cast_possible_truncation, reason = "reduced to the ring's size at once")]
+        let (position, skip) = (hash.h1 as usize % RING_SLOTS, hash.h2 as usize % RING_SLOTS | 1);
+        Self { id: candidate.id, address: candidate.address, weight: candidate.weight, credit: 0, position, skip }
+    }
+
+    /// Takes the next slot of the walk that nobody has. There must be one.
+    fn take_next_free(&mut self, owners: &mut [RealId]) {
+        loop {
+            let at = self.position;
+            self.position = (self.position + self.skip) % RING_SLOTS;
+            if let Some(owner @ 0) = owners.get_mut(at) {
+                *owner = self.id;
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::net::Ipv4Addr;
+
+    const SEED: [u8; 16] = *b"a seed for tests";
+
+    fn candidates(weights: &[u16]) -> Vec<Candidate> {
+        let real = |(n, &weight): (usize, &u16)| {
+            let n = u16::try_from(n).unwrap() + 1;
+            Candidate { id: n, address: Ipv4Addr::new(198, 18, (n >> 8) as u8, n as u8).into(), weight }
+        };
+        weights.iter().enumerate().map(real).collect()
+    }
+
+    fn slots_of(ring: &[RealId], id: RealId) -> usize {
+        ring.iter().filter(|&&owner| owner == id).count()
+    }
+
+    #[test]
+    fn build_without_weight_leaves_every_slot_empty() {
+        assert!(build(&candidates(&[0, 0]), SEED).iter().all(|&owner| owner == 0));
+        assert!(build(&[], SEED).iter().all(|&owner| owner == 0));
+    }
+
+    #[test]
+    fn build_of_equal_weights_shares_equally() {
+        let ring = build(&candidates(&[100; 100]), SEED);
+        for id in 1..=100 {
+            assert!((163..=164).contains(&slots_of(&ring, id)), "real {id}: {} slots", slots_of(&ring, id));
+        }
+    }
+
+    #[test]
+    fn build_in_any_order_gives_the_same_ring() {
+        let mut reals = candidates(&[1, 2, 3, 400, 5]);
+        let ring = build(&reals, SEED);
+        reals.reverse();
+        assert_eq!(build(&reals, SEED), ring);
+    }
+
+    #[test]
+    fn build_with_another_seed_gives_another_ring() {
+        let reals = candidates(&[1; 3]);
+        assert_ne!(build(&reals, SEED), build(&reals, [7; 16]));
+    }
+
+    #[test]
+    fn build_without_one_of_ten_moves_few_other_slots() {
+        let all = build(&candidates(&[10; 10]), SEED);
+        let without = build(&candidates(&[10, 10, 10, 10, 10, 10, 10, 10, 10, 0]), SEED);
+        let moved = all.iter().zip(&without).filter(|(a, b)| **a != 10 && a != b).count();
+        assert!(moved < RING_SLOTS / 10, "{moved} slots of reals that stayed moved");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+        #[test]
+        fn build_gives_each_real_its_weight_in_slots(weights in prop::collection::vec(0..=200_u16, 1..40)) {
+            let total: usize = weights.iter().map(|&w| usize::from(w)).sum();
+            prop_assume!(total > 0);
+            let ring = build(&candidates(&weights), SEED);
+            let most = usize::from(weights.iter().copied().max().unwrap());
+            for (n, &weight) in weights.iter().enumerate() {
+                let due = usize::from(weight) * RING_SLOTS / total;
+                let has = slots_of(&ring, u16::try_from(n + 1).unwrap());
+                // A turn costs the largest weight, so nobody is off by more than a few turns.
+                let slack = 2 + usize::from(weight) / most.max(1);
+                prop_assert!(has.abs_diff(due) <= slack, "real {}: {has} slots, due {due}", n + 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! The JSON contract of the API, which is also that of `lbctl -o json`: fields are added, never renamed or removed.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Protocol, VipKey};
+
+/// `GET /v1/status`: the daemon as a whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// When it started.
+    pub started: Timestamp,
+    /// Whether it is in service yet.
+    pub phase: Phase,
+    /// The configuration in force.
+    pub config: ConfigStatus,
+    /// The devices the configuration names.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// The XDP program; absent until it is loaded.
+    pub program: Option<ProgramStatus>,
+    /// The prober's own health.
+    pub prober: ProberStatus,
+    /// One line a VIP.
+    pub vips: Vec<VipSummary>,
+    /// One ring a VIP.
+    pub rings: Vec<RingStatus>,
+}
+
+/// Where in its life the daemon is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Loading, or the first round of checks has not ended.
+    Starting,
+    /// XDP attached, rings loaded, every real checked at least once.
+    Running,
+}
+
+/// The configuration in force, and what became of the last attempt to replace it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// 1 at start, one more with each successful reload.
+    pub revision: u64,
+    /// When this revision was loaded.
+    pub loaded_at: Timestamp,
+    /// Why the last reload was refused; absent when it was not.
+    pub last_reload_error: Option<String>,
+}
+
+/// One device the load balancer works on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// The device's name.
+    pub name: String,
+    /// How XDP runs on it.
+    pub mode: XdpMode,
+    /// Whether the program is attached now.
+    pub attached: bool,
+}
+
+/// Where in the kernel an XDP program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// In the driver.
+    Native,
+    /// After the driver, on socket buffers: slower.
+    Generic,
+}
+
+/// The loaded XDP program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramStatus {
+    /// The kernel's id of it.
+    pub id: u32,
+    /// Instructions the verifier walked through; absent where the kernel does not say.
+    pub verified_insns: Option<u32>,
+}
+
+/// What the prober has done since the daemon started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProberStatus {
+    /// Checks under way, shared ones counted once.
+    pub checks: u64,
+    /// Probes sent.
+    pub sent: u64,
+    /// Answers that no probe of ours can have caused: counted, never believed.
+    pub forged: u64,
+    /// Answers after their timeout: counted, never believed.
+    pub late: u64,
+    /// How far behind its schedule the last probe was sent, in microseconds.
+    pub lag_us: u64,
+}
+
+/// A VIP in one line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipSummary {
+    /// Its address.
+    pub vip: IpAddr,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its port; 0: all.
+    pub port: u16,
+    /// Reals that are UP.
+    pub reals_up: u32,
+    /// Reals configured.
+    pub reals_total: u32,
+}
+
+/// The ring of a VIP. Equal digests on two nodes: the same ring.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RingStatus {
+    /// The VIP's address.
+    pub vip: IpAddr,
+    /// The VIP's protocol.
+    pub protocol: Protocol,
+    /// The VIP's port; 0: all.
+    pub port: u16,
+    /// Slots.
+    pub size: u32,
+    /// A hash of the slots, hexadecimal.
+    pub digest: String,
+    /// What each real has of it.
+    pub shares: Vec<RingShare>,
+}
+
+/// A real's part of a ring.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RingShare {
+    /// The real's address.
+    pub real: IpAddr,
+    /// The fraction of the slots that send new flows to it, 0 to 1.
+    pub share: f64,
+}
+
+/// `GET /v1/vips`: one VIP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipRow {
+    /// Its address.
+    pub vip: IpAddr,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its port; 0: all.
+    pub port: u16,
+    /// Reals that are UP.
+    pub reals_up: u32,
+    /// Reals configured.
+    pub reals_total: u32,
+    /// Slots of its ring.
+    pub ring_size: u32,
+    /// A hash of the ring's slots, hexadecimal.
+    pub digest: String,
+    /// Packets forwarded.
+    pub packets: u64,
+    /// Bytes of those packets, as they came in, from the IP header on.
+    pub bytes: u64,
+    /// Until when flows are tracked because of a change of the ring; absent in the steady state.
+    pub window_open_until: Option<Timestamp>,
+}
+
+/// `GET /v1/reals`: one real of one VIP.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RealRow {
+    /// The VIP's address.
+    pub vip: IpAddr,
+    /// The VIP's protocol.
+    pub protocol: Protocol,
+    /// The VIP's port; 0: all.
+    pub port: u16,
+    /// The real's address.
+    pub real: IpAddr,
+    /// Its configured weight.
+    pub weight: u16,
+    /// What the operator wants of it.
+    pub admin: Admin,
+    /// What the checks say of it.
+    pub state: Health,
+    /// The code of the last result that counted, such as `L4OK`.
+    pub reason: String,
+    /// Since when it is in this state.
+    pub since: Timestamp,
+    /// When the last result came; absent before the first.
+    pub last_check: Option<Timestamp>,
+    /// From probe to answer, in microseconds; absent when the last probe had none.
+    pub rtt_us: Option<u64>,
+    /// Passes in a row, now.
+    pub rise: u32,
+    /// Failures in a row, now.
+    pub fall: u32,
+    /// The fraction of the ring's slots that send new flows to it, 0 to 1.
+    pub share: f64,
+}
+
+/// The administrative state of a real.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Admin {
+    /// In service as far as the operator is concerned.
+    Enabled,
+    /// No new flows; established ones finish.
+    Draining,
+    /// Out of service.
+    Disabled,
+}
+
+/// The health of a real.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Health {
+    /// No verdict yet.
+    Init,
+    /// `rise` checks in a row passed.
+    Up,
+    /// `fall` checks in a row failed.
+    Down,
+}
+
+/// `GET /v1/stats`: the data plane's counters, which outlive the daemon.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// One a VIP.
+    pub vips: Vec<VipStats>,
+    /// One a real of a VIP.
+    pub reals: Vec<RealStats>,
+    /// One a verdict reason of the XDP program.
+    pub reasons: Vec<ReasonStats>,
+    /// The table of tracked flows.
+    pub tracked: TrackedStats,
+}
+
+/// The counters of a VIP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipStats {
+    /// Its address.
+    pub vip: IpAddr,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its port; 0: all.
+    pub port: u16,
+    /// Packets forwarded.
+    pub packets: u64,
+    /// Bytes of those packets, as they came in, from the IP header on.
+    pub bytes: u64,
+}
+
+/// The counters of a real. A real of several VIPs has one row: the data plane counts by address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RealStats {
+    /// Its address.
+    pub real: IpAddr,
+    /// Packets sent to it.
+    pub packets: u64,
+    /// Bytes of those packets before encapsulation, from the IP header on.
+    pub bytes: u64,
+}
+
+/// How many packets ended in one way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReasonStats {
+    /// What became of them.
+    pub verdict: Verdict,
+    /// Why, such as `fragment`.
+    pub reason: String,
+    /// How many.
+    pub packets: u64,
+}
+
+/// What the XDP program did with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Sent on to a real, or answered.
+    Tx,
+    /// Left to the kernel, untouched.
+    Pass,
+    /// Dropped.
+    Drop,
+}
+
+/// Look-ups in the table of tracked flows; none happens in the steady state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackedStats {
+    /// The flow had a live entry.
+    pub hits: u64,
+    /// It had none.
+    pub misses: u64,
+}
+
+/// `POST /v1/reload`, when the new configuration was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadResult {
+    /// The revision now in force.
+    pub revision: u64,
+    /// What changed, one line each; empty when nothing did.
+    pub changes: Vec<String>,
+}
+
+/// The body of every answer that is not a success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What failed, for people; may span lines.
+    pub error: String,
+}
+
+impl VipRow {
+    /// The identity of the VIP.
+    #[must_use]
+    pub fn key(&self) -> VipKey {
+        VipKey { address: self.vip, protocol: self.protocol, port: self.port }
+    }
+}
+
+impl RealRow {
+    /// The identity of the VIP this row belongs to.
+    #[must_use]
+    pub fn key(&self) -> VipKey {
+        VipKey { address: self.vip, protocol: self.protocol, port: self.port }
+    }
+}

@@ -1,0 +1,200 @@
+//! One VIP's ring: the Maglev ring over all admitted reals, patched where a real takes no new flows, and
+//! the windows in which flows of changed slots keep their real. Pure; the algorithm is in docs/architecture.md.
+//!
+//! | event | `cur` | window |
+//! |---|---|---|
+//! | a real fails hard | its slots go to `up` | none: its flows are dead |
+//! | its port closes, it drains | the same | `prev` = that real, which still serves established flows |
+//! | it is back | its slots are its own again | none: flows born meanwhile have entries |
+//! | admitted, removed, re-weighted | a new `all` | `prev` = the old `cur` on every slot that changed |
+
+use crate::maglev::{self, Candidate};
+use lb_ebpf::ring::{RING_SLOTS, RealId, Ring as RingWords, Slot};
+use siphasher::sip::SipHasher24;
+use std::{
+    collections::BTreeSet,
+    hash::Hasher,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+/// A configured real of this ring's VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its index, address and weight.
+    pub candidate: Candidate,
+    /// It has been up since it was configured: it is part of the ring, whether up or down now.
+    pub admitted: bool,
+    /// New flows may go to it.
+    pub takes_new: bool,
+    /// Flows that it has may go on.
+    pub serves: bool,
+}
+
+/// The ring of one VIP.
+#[derive(Clone, Debug)]
+pub struct Ring {
+    seed: [u8; 16],
+    flow_idle: Duration,
+    keep_last: bool,
+    basis: Vec<Candidate>,
+    takers: BTreeSet<RealId>,
+    all: Vec<RealId>,
+    slots: Vec<Entry>,
+    window_until: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Entry {
+    cur: RealId,
+    prev: RealId,
+    track: bool,
+    lookup: bool,
+}
+
+impl Entry {
+    fn word(self) -> Slot {
+        Slot::new(self.cur, self.prev, self.track, self.lookup)
+    }
+}
+
+impl Ring {
+    /// A ring without reals.
+    ///
+    /// With `keep_last`, the last reals that took new flows go on doing so when none is left. With `lookup`,
+    /// entries of an earlier daemon's flows may live on every slot.
+    #[must_use]
+    pub fn new(seed: [u8; 16], flow_idle: Duration, keep_last: bool, lookup: bool) -> Self {
+        Self {
+            seed,
+            flow_idle,
+            keep_last,
+            basis: Vec::new(),
+            takers: BTreeSet::new(),
+            all: vec![0; RING_SLOTS],
+            slots: vec![Entry { lookup, ..Entry::default() }; RING_SLOTS],
+            window_until: None,
+        }
+    }
+
+    /// Takes the policy of a new configuration; an open window keeps its end.
+    pub fn set_policy(&mut self, flow_idle: Duration, keep_last: bool) {
+        self.flow_idle = flow_idle;
+        self.keep_last = keep_last;
+    }
+
+    /// Brings the ring up to the members' state; true if a slot changed.
+    ///
+    /// With `quiet` no window is opened for a changed membership: no packet has met this ring yet.
+    pub fn update(&mut self, members: &[Member], quiet: bool, now: Instant) -> bool {
+        let basis = sorted(members.iter().filter(|m| m.admitted));
+        let taking: Vec<_> = members.iter().filter(|m| m.admitted && m.takes_new && m.candidate.weight > 0).collect();
+        let old_all = (basis != self.basis).then(|| {
+            self.basis = basis;
+            std::mem::replace(&mut self.all, maglev::build(&self.basis, self.seed))
+        });
+        if !taking.is_empty() || !self.keep_last {
+            self.takers = taking.iter().map(|m| m.candidate.id).collect();
+        }
+        let takers: Vec<_> = self.basis.iter().filter(|c| self.takers.contains(&c.id)).copied().collect();
+        let up = if takers == self.basis { self.all.clone() } else { maglev::build(&takers, self.seed) };
+        let serving: BTreeSet<_> = members.iter().filter(|m| m.serves).map(|m| m.candidate.id).collect();
+
+        let before = self.slots.clone();
+        let mut opened = false;
+        for (at, (slot, (&all, &up))) in self.slots.iter_mut().zip(self.all.iter().zip(&up)).enumerate() {
+            let old = slot.cur;
+            slot.cur = if self.takers.contains(&all) { all } else { up };
+            let moved = slot.cur != old;
+            let opens = match &old_all {
+                Some(old_all) => !quiet && (moved || old_all.get(at) != Some(&all)),
+                // A real that takes new flows again finds those born meanwhile remembered.
+                None => moved && serving.contains(&old) && !self.takers.contains(&old),
+            };
+            if opens && old != 0 {
+                // The older `prev` stays: flows born since are tracked, those from before are its own.
+                slot.prev = if slot.prev == 0 { old } else { slot.prev };
+                opened = true;
+            }
+        }
+        if opened {
+            self.window_until = Some(now + self.flow_idle);
+        }
+        self.mark();
+        self.slots != before
+    }
+
+    /// Closes the window if its time has come; true if a slot changed.
+    pub fn close_window(&mut self, now: Instant) -> bool {
+        if self.window_until.is_none_or(|until| now < until) {
+            return false;
+        }
+        self.window_until = None;
+        let before = self.slots.clone();
+        for slot in &mut self.slots {
+            slot.prev = 0;
+        }
+        self.mark();
+        self.slots != before
+    }
+
+    /// Sets `TRACK` where the answer may still change back or a window is open, and `LOOKUP` with it.
+    fn mark(&mut self) {
+        for (slot, all) in self.slots.iter_mut().zip(&self.all) {
+            slot.track = slot.prev != 0 || (*all != 0 && !self.takers.contains(all));
+            slot.lookup |= slot.track;
+        }
+    }
+
+    /// When the open window closes.
+    #[must_use]
+    pub fn window_until(&self) -> Option<Instant> {
+        self.window_until
+    }
+
+    /// The share of new flows that a real gets, 0 to 1.
+    #[must_use]
+    pub fn share(&self, id: RealId) -> f64 {
+        let owned = self.slots.iter().filter(|slot| slot.cur == id).count();
+        #[expect(clippy::cast_precision_loss, reason = "at most 16,384")]
+        {
+            owned as f64 / RING_SLOTS as f64
+        }
+    }
+
+    /// The words that the packet path reads.
+    #[must_use]
+    pub fn words(&self) -> Box<RingWords> {
+        let mut words = Box::new(RingWords { slots: [Slot::default(); RING_SLOTS] });
+        for (word, slot) in words.slots.iter_mut().zip(&self.slots) {
+            *word = slot.word();
+        }
+        words
+    }
+
+    /// A digest of which address each slot gives to new flows: equal on nodes with the same seed,
+    /// configuration and health, whatever their history.
+    #[must_use]
+    pub fn digest(&self, address_of: impl Fn(RealId) -> Option<IpAddr>) -> u64 {
+        let mut hasher = SipHasher24::new_with_key(&self.seed);
+        for slot in &self.slots {
+            match address_of(slot.cur) {
+                Some(IpAddr::V4(address)) => hasher.write(&address.octets()),
+                Some(IpAddr::V6(address)) => hasher.write(&address.octets()),
+                None => hasher.write_u8(0),
+            }
+        }
+        hasher.finish()
+    }
+}
+
+/// Candidates with weight, by address: what a ring is made of, compared to see whether it changed.
+fn sorted<'a>(members: impl Iterator<Item = &'a Member>) -> Vec<Candidate> {
+    let mut candidates: Vec<_> = members.map(|m| m.candidate).filter(|c| c.weight > 0).collect();
+    candidates.sort_unstable_by_key(|c| c.address);
+    candidates
+}
+
+#[cfg(test)]
+#[path = "ring_tests.rs"]
+mod tests;

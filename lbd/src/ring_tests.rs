@@ -1,0 +1,285 @@
+//! The ring against a model of the packet path: no flow may change its real while that real serves.
+
+use super::*;
+use lb_ebpf::ring::slot_index;
+use proptest::prelude::*;
+use std::{collections::HashMap, net::Ipv4Addr};
+
+const SEED: [u8; 16] = *b"a seed for tests";
+const IDLE: Duration = Duration::from_mins(15);
+
+fn member(id: RealId) -> Member {
+    let address = IpAddr::V4(Ipv4Addr::new(198, 18, 100, u8::try_from(id).unwrap()));
+    Member { candidate: Candidate { id, address, weight: 100 }, admitted: true, takes_new: true, serves: true }
+}
+
+fn ring_of(members: &[Member], now: Instant) -> Ring {
+    let mut ring = Ring::new(SEED, IDLE, true, false);
+    ring.update(members, true, now);
+    ring
+}
+
+fn slots(ring: &Ring) -> Vec<Slot> {
+    ring.words().slots.to_vec()
+}
+
+#[test]
+fn steady_ring_neither_tracks_nor_looks_up() {
+    let ring = ring_of(&[member(1), member(2), member(3)], Instant::now());
+    assert!(slots(&ring).iter().all(|s| s.cur() != 0 && s.prev() == 0 && !s.track() && !s.lookup()));
+}
+
+#[test]
+fn hard_failure_moves_only_the_failed_reals_slots_and_recovery_restores_them() {
+    let now = Instant::now();
+    let mut members = [member(1), member(2), member(3)];
+    let mut ring = ring_of(&members, now);
+    let before = slots(&ring);
+    (members[1].takes_new, members[1].serves) = (false, false);
+    assert!(ring.update(&members, false, now));
+    for (old, new) in before.iter().zip(slots(&ring)) {
+        assert_eq!(old.cur() == 2, old.cur() != new.cur());
+        assert_eq!((new.prev(), new.track()), (0, old.cur() == 2));
+    }
+    assert_eq!(ring.window_until(), None);
+    members[1] = member(2);
+    ring.update(&members, false, now);
+    assert!(slots(&ring).iter().zip(&before).all(|(new, old)| new.cur() == old.cur() && !new.track()));
+}
+
+#[test]
+fn closed_port_keeps_its_flows_for_a_window() {
+    let now = Instant::now();
+    let mut members = [member(1), member(2)];
+    let mut ring = ring_of(&members, now);
+    members[0].takes_new = false;
+    ring.update(&members, false, now);
+    assert!(slots(&ring).iter().all(|s| s.cur() == 2 && (s.prev() == 1) == s.track()));
+    assert_eq!(ring.window_until(), Some(now + IDLE));
+    assert!(!ring.close_window(now + IDLE / 2));
+    assert!(ring.close_window(now + IDLE));
+    assert!(slots(&ring).iter().all(|s| s.prev() == 0));
+}
+
+#[test]
+fn change_inside_a_window_keeps_the_older_prev() {
+    let now = Instant::now();
+    let mut members = vec![member(1), member(2)];
+    let mut ring = ring_of(&members, now);
+    members.push(member(3));
+    ring.update(&members, false, now);
+    let first = slots(&ring);
+    members.push(member(4));
+    ring.update(&members, false, now + IDLE / 2);
+    for (old, new) in first.iter().zip(slots(&ring)) {
+        assert!(old.prev() == 0 || new.prev() == old.prev());
+    }
+    assert_eq!(ring.window_until(), Some(now + IDLE / 2 + IDLE));
+}
+
+#[test]
+fn last_real_failing_is_kept_or_withdrawn_by_policy() {
+    let now = Instant::now();
+    for keep in [true, false] {
+        let mut ring = Ring::new(SEED, IDLE, keep, false);
+        let mut members = [member(1)];
+        ring.update(&members, true, now);
+        (members[0].takes_new, members[0].serves) = (false, false);
+        ring.update(&members, false, now);
+        let owner = if keep { 1 } else { 0 };
+        assert!(slots(&ring).iter().all(|s| s.cur() == owner), "keep {keep}");
+    }
+}
+
+#[test]
+fn digest_depends_on_state_and_not_on_history() {
+    let now = Instant::now();
+    let address = |id: RealId| (id != 0).then(|| member(id).candidate.address);
+    let straight = ring_of(&[member(1), member(2)], now);
+    let mut members = vec![member(2), member(3), member(1)];
+    let mut winding = ring_of(&members, now);
+    members.remove(1);
+    winding.update(&members, false, now);
+    assert_eq!(winding.digest(address), straight.digest(address));
+    assert_ne!(ring_of(&[member(1)], now).digest(address), straight.digest(address));
+}
+
+/// What happens to the pool, or time that passes.
+#[derive(Clone, Debug)]
+enum Step {
+    FailHard(u8),
+    ClosePort(u8),
+    Recover(u8),
+    Admit(u8),
+    Remove(u8),
+    Weigh(u8, u16),
+    Pass(u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let real = 0..8_u8;
+    prop_oneof![
+        real.clone().prop_map(Step::FailHard),
+        real.clone().prop_map(Step::ClosePort),
+        real.clone().prop_map(Step::Recover),
+        real.clone().prop_map(Step::Admit),
+        real.clone().prop_map(Step::Remove),
+        (real, 1..200_u16).prop_map(|(r, w)| Step::Weigh(r, w)),
+        (1..800_u16).prop_map(Step::Pass),
+        (1..800_u16).prop_map(Step::Pass),
+    ]
+}
+
+/// The packet path in Rust: `lb-ebpf/src/bin/load_balancer/flows.rs`, entry for entry.
+#[derive(Default)]
+struct Path {
+    entries: HashMap<u32, (RealId, Instant)>,
+}
+
+impl Path {
+    fn packet(&mut self, slot: Slot, hash: u32, syn: bool, serves: impl Fn(RealId) -> bool, now: Instant) -> RealId {
+        if !slot.lookup() {
+            return slot.cur();
+        }
+        if let Some((real, seen)) = self.entries.get_mut(&hash)
+            && !syn
+            && now - *seen < IDLE
+            && serves(*real)
+        {
+            *seen = now;
+            return *real;
+        }
+        let choice = if !syn && serves(slot.prev()) { slot.prev() } else { slot.cur() };
+        if slot.track() && choice != 0 {
+            self.entries.insert(hash, (choice, now));
+        } else if syn {
+            self.entries.remove(&hash);
+        }
+        choice
+    }
+}
+
+struct Flow {
+    hash: u32,
+    real: RealId,
+    next: Instant,
+}
+
+struct World {
+    now: Instant,
+    members: Vec<Member>,
+    ring: Ring,
+    path: Path,
+    flows: Vec<Flow>,
+    random: u64,
+    moved: usize,
+    packets: usize,
+}
+
+impl World {
+    fn new(random: u64) -> Self {
+        let now = Instant::now();
+        let members: Vec<_> = (1..=5).map(member).collect();
+        let ring = ring_of(&members, now);
+        Self { now, members, ring, path: Path::default(), flows: Vec::new(), random, moved: 0, packets: 0 }
+    }
+
+    fn draw(&mut self, below: u64) -> u64 {
+        lb_ebpf::hash::splitmix64(&mut self.random) % below
+    }
+
+    fn send(&mut self, hash: u32, syn: bool) -> RealId {
+        let slot = self.ring.slots[slot_index(hash)].word();
+        let serving: BTreeSet<_> = self.members.iter().filter(|m| m.serves).map(|m| m.candidate.id).collect();
+        self.packets += 1;
+        self.path.packet(slot, hash, syn, |id| serving.contains(&id), self.now)
+    }
+
+    /// Some flows begin; all others that are due send; gaps are anything below the idle bound.
+    fn pass(&mut self, seconds: u16) {
+        let end = self.now + Duration::from_secs(seconds.into());
+        for _ in 0..20 {
+            #[expect(clippy::cast_possible_truncation, reason = "a random 32-bit hash")]
+            let hash = self.draw(1 << 32) as u32;
+            let real = self.send(hash, true);
+            let gap = self.draw(IDLE.as_secs());
+            self.flows.push(Flow { hash, real, next: self.now + Duration::from_secs(gap) });
+        }
+        while let Some(at) = (0..self.flows.len()).filter(|&i| self.flows[i].next < end).min_by_key(|&i| self.flows[i].next) {
+            self.now = self.now.max(self.flows[at].next);
+            self.ring.close_window(self.now);
+            let (hash, real) = (self.flows[at].hash, self.flows[at].real);
+            let alive = self.members.iter().any(|m| m.candidate.id == real && m.serves);
+            let gets = self.send(hash, false);
+            if !alive {
+                self.flows.swap_remove(at);
+                continue;
+            }
+            self.moved += usize::from(gets != real);
+            self.flows[at].next = self.now + Duration::from_secs(self.draw(IDLE.as_secs()));
+        }
+        self.now = end;
+        self.ring.close_window(self.now);
+    }
+
+    fn apply(&mut self, step: &Step) {
+        let at = |members: &[Member], r: u8| usize::from(r) % members.len().max(1);
+        match *step {
+            Step::Pass(seconds) => return self.pass(seconds),
+            Step::Admit(r) => {
+                let id = RealId::from(r) + 1;
+                match self.members.iter_mut().find(|m| m.candidate.id == id) {
+                    Some(known) => known.admitted = known.admitted || known.serves,
+                    None => self.members.push(member(id)),
+                }
+            }
+            // A removed real still serves the flows it has; see `reconcile`.
+            Step::Remove(r) if self.members.iter().filter(|m| m.admitted).count() > 1 => {
+                let at = at(&self.members, r);
+                self.members[at].admitted = false;
+            }
+            Step::Remove(_) => {}
+            Step::Weigh(r, weight) => {
+                let at = at(&self.members, r);
+                self.members[at].candidate.weight = weight;
+            }
+            Step::FailHard(r) => self.health(r, false, false),
+            Step::ClosePort(r) => self.health(r, false, true),
+            Step::Recover(r) => self.health(r, true, true),
+        }
+        let members = self.members.clone();
+        self.ring.update(&members, false, self.now);
+    }
+
+    fn health(&mut self, r: u8, takes_new: bool, serves: bool) {
+        let at = usize::from(r) % self.members.len();
+        // Flows of a host that died are gone, whatever it answers later.
+        let id = self.members[at].candidate.id;
+        if !serves {
+            self.flows.retain(|f| f.real != id);
+        }
+        (self.members[at].takes_new, self.members[at].serves) = (takes_new, serves);
+    }
+}
+
+fn long() -> bool {
+    std::env::var_os("LBD_TEST_LONG").is_some()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if long() { 400 } else { 24 }, max_shrink_iters: 64, ..ProptestConfig::default() })]
+    #[test]
+    fn flow_sending_within_the_idle_bound_never_changes_its_real_while_it_serves(
+        seed: u64,
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        let mut world = World::new(seed);
+        world.pass(300);
+        for step in &steps {
+            world.apply(step);
+        }
+        world.pass(1800);
+        prop_assert!(world.packets > 40, "only {} packets", world.packets);
+        prop_assert_eq!(world.moved, 0, "of {} packets", world.packets);
+    }
+}

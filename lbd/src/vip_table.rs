@@ -1,0 +1,74 @@
+//! Builds the table of VIPs that the packet path reads.
+
+use crate::config::{Protocol, VipKey, VipMiss};
+use lb_ebpf::{
+    hash::{HashKey, splitmix64},
+    net,
+    vip::{ANY_PROTOCOL, BucketFull, UNMATCHED_PASS, VipEntry, VipKey as Key, VipTable},
+};
+use std::{net::IpAddr, time::Duration};
+
+/// A VIP and the indexes that the packet path knows it by.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Its address, protocol and port.
+    pub key: VipKey,
+    /// Index of its ring and of its counters.
+    pub index: u16,
+    /// How long a tracked flow may be silent.
+    pub flow_idle: Duration,
+}
+
+/// The table of these VIPs. The number of VIPs is bounded by the configuration, so a multiplier without
+/// overflow is found after a few tries: at the bound one try succeeds with a probability above a half.
+#[must_use]
+pub fn build(rows: &[Row], seed: [u8; 16], unmatched: VipMiss) -> Box<VipTable> {
+    let hash_key = HashKey::from_seed(seed);
+    let flags = if unmatched == VipMiss::Pass { UNMATCHED_PASS } else { 0 };
+    let mut state = 0;
+    loop {
+        #[expect(clippy::cast_possible_truncation, reason = "any 32 bits will do")]
+        let multiplier = splitmix64(&mut state) as u32;
+        let mut table = Box::new(VipTable::new(hash_key, multiplier, flags));
+        if fill(&mut table, rows).is_ok() {
+            return table;
+        }
+    }
+}
+
+fn fill(table: &mut VipTable, rows: &[Row]) -> Result<(), BucketFull> {
+    for row in rows {
+        // The packet path's table is IPv4's; the configuration admits no other family yet.
+        let IpAddr::V4(address) = row.key.address else { continue };
+        let address = u32::from_ne_bytes(address.octets());
+        let protocol = match row.key.protocol {
+            Protocol::Tcp => net::TCP,
+            Protocol::Udp => net::UDP,
+        };
+        let flow_idle_ms = u32::try_from(row.flow_idle.as_millis()).unwrap_or(u32::MAX);
+        let service = Key::new(address, row.key.port.to_be(), protocol);
+        table.insert(VipEntry { key: service, vip: row.index, ring: row.index, flow_idle_ms })?;
+        table.insert(VipEntry { key: Key::new(address, 0, ANY_PROTOCOL), ..VipEntry::default() })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    #[test]
+    fn build_with_the_most_vips_finds_each() {
+        let address = |n: u16| Ipv4Addr::new(198, 19, (n >> 8) as u8, n as u8);
+        let key = |n| VipKey { address: address(n).into(), protocol: Protocol::Udp, port: 53 };
+        let rows: Vec<_> = (0..512).map(|n| Row { key: key(n), index: n, flow_idle: Duration::from_secs(900) }).collect();
+        let table = build(&rows, [3; 16], VipMiss::Drop);
+        for n in 0..512 {
+            let address = u32::from_ne_bytes(address(n).octets());
+            let found = table.find(Key::new(address, 53_u16.to_be(), net::UDP)).unwrap();
+            assert_eq!((found.vip, found.ring, found.flow_idle_ms), (n, n, 900_000));
+            assert!(table.find(Key::new(address, 0, ANY_PROTOCOL)).is_some());
+        }
+    }
+}

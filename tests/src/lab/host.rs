@@ -1,0 +1,104 @@
+//! A host of the lab: a network namespace, an address and a directory for its files.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::{error::Result, nginx::Nginx, process};
+
+/// One host. Its uplink is called `eth0`, save on the router, whose links are called `to-HOST`.
+#[derive(Debug, Clone)]
+pub struct Host {
+    pub(super) name: String,
+    pub(super) namespace: String,
+    pub(super) addr: Ipv4Addr,
+    pub(super) dir: PathBuf,
+}
+
+impl Host {
+    /// `client`, `router`, `lb`, `real1` …
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The network namespace's name, as `ip netns` shows it.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The host's own address; the router's is the one on the client's subnet.
+    #[must_use]
+    pub fn addr(&self) -> Ipv4Addr {
+        self.addr
+    }
+
+    /// The directory of this host's configurations, logs and captures. It goes when the lab goes.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The nginx of this host.
+    #[must_use]
+    pub fn nginx(&self) -> Nginx<'_> {
+        Nginx::of(self)
+    }
+
+    /// A command that runs on this host.
+    ///
+    /// `nsenter`, not `ip netns exec`: the latter remounts /sys and hides what is pinned in bpffs.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.mount().display())).arg(program);
+        command
+    }
+
+    /// Runs a command line, split at spaces, to its end and returns its standard output.
+    ///
+    /// # Errors
+    /// Names the command and its standard error.
+    pub fn run(&self, command_line: &str) -> Result<String> {
+        let mut words = command_line.split_whitespace();
+        process::run(self.command(words.next().unwrap_or_default()).args(words))
+    }
+
+    /// The body of `url`, fetched from this host within five seconds.
+    ///
+    /// # Errors
+    /// What curl says when there is no answer, or a status of 400 or more.
+    pub fn http_get(&self, url: &str) -> Result<String> {
+        process::run(self.command("curl").args(["--silent", "--show-error", "--fail", "--max-time", "5", url]))
+    }
+
+    /// The processes on this host: pid and command name.
+    ///
+    /// # Errors
+    /// What `ip netns pids` says.
+    pub fn processes(&self) -> Result<Vec<(u32, String)>> {
+        if !self.exists() {
+            return Ok(Vec::new());
+        }
+        let pids = process::run(Command::new("ip").args(["netns", "pids", &self.namespace]))?;
+        let named = pids.lines().filter_map(|line| line.trim().parse().ok()).filter_map(|pid: u32| {
+            // A process that ended meanwhile has no name any more.
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+            Some((pid, name.trim().to_owned()))
+        });
+        Ok(named.collect())
+    }
+
+    /// Where the namespace is mounted.
+    pub(super) fn mount(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.namespace)
+    }
+
+    pub(super) fn exists(&self) -> bool {
+        self.mount().exists()
+    }
+}
