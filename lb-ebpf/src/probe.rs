@@ -11,8 +11,8 @@ pub const INNER: u32 = 1;
 pub const OUTER: u32 = 2;
 
 /// Key of the map `WATCH`: two IPv4 addresses as they stand in a header (network byte order). The value is a set of
-/// [`INNER`] and [`OUTER`].
-#[repr(C)]
+/// [`INNER`] and [`OUTER`]. Aligned, as the verifier wants of whatever a program keeps on its stack.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Watch {
     /// Our address.
@@ -60,7 +60,7 @@ pub struct CaptureCounters {
 }
 
 const _: () = {
-    assert!(size_of::<Watch>() == 8 && align_of::<Watch>() == 1);
+    assert!(size_of::<Watch>() == 8);
     assert!(size_of::<Ports>() == 4);
     assert!(size_of::<Captured>() == 16 + SNAP && align_of::<Captured>() == 8);
     assert!(size_of::<CaptureCounters>() == 32);

@@ -3,6 +3,12 @@
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "BPF helpers and map values are raw pointers; each block states what makes it sound")]
+#![expect(
+    clippy::inline_always,
+    clippy::needless_pass_by_value,
+    clippy::cast_possible_truncation,
+    reason = "one program without calls; its entry takes the context by value; sizes are small constants"
+)]
 use aya_ebpf::{
     EbpfContext, Global,
     bindings::{BPF_F_NO_PREALLOC, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_hdr_start_off::BPF_HDR_START_NET},
@@ -35,7 +41,7 @@ const ECHO_REQUEST: u8 = 8;
 const TIME_EXCEEDED: u8 = 11;
 const PARAMETER_PROBLEM: u8 = 12;
 
-/// An IPv4 header without options, all fields as on the wire.
+/// The first part of an IPv4 header, all fields as on the wire.
 #[repr(C)]
 struct Ipv4 {
     version_ihl: u8,
@@ -45,10 +51,16 @@ struct Ipv4 {
     fragment: [u8; 2],
     ttl: u8,
     protocol: u8,
-    checksum: [u8; 2],
+}
+
+/// The part of it that follows the checksum.
+#[repr(C)]
+struct Addresses {
     source: [u8; 4],
     destination: [u8; 4],
 }
+
+const ADDRESSES: u32 = 12;
 
 /// What a packet is to us.
 enum Claim {
@@ -84,7 +96,7 @@ fn capture(ctx: &TcContext) -> Option<i32> {
     match claim {
         Claim::Reply => {
             counters.taken += 1;
-            Some(TC_ACT_SHOT as i32)
+            Some(TC_ACT_SHOT)
         }
         Claim::Evidence => {
             counters.evidence += 1;
@@ -100,12 +112,12 @@ fn claim(ctx: &TcContext, ip: &Ipv4) -> Option<Claim> {
     match ip.protocol {
         TCP | UDP => {
             let [_, _, high, low]: [u8; 4] = load(ctx, l4)?;
-            reply(ip.destination, ip.source, u16::from_be_bytes([high, low]))
+            claim_reply(ctx, high, low)
         }
         ICMP => {
             let [kind, _, _, _, high, low, _, _]: [u8; 8] = load(ctx, l4)?;
             match kind {
-                ECHO_REPLY => reply(ip.destination, ip.source, u16::from_be_bytes([high, low])),
+                ECHO_REPLY => claim_reply(ctx, high, low),
                 UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM => claim_error(ctx, l4 + 8),
                 _ => None,
             }
@@ -114,30 +126,44 @@ fn claim(ctx: &TcContext, ip: &Ipv4) -> Option<Claim> {
     }
 }
 
+/// A packet from one of our targets to one of our ports.
+#[inline(always)]
+fn claim_reply(ctx: &TcContext, high: u8, low: u8) -> Option<Claim> {
+    if !is_ours(high, low) {
+        return None;
+    }
+    let Addresses { source, destination } = load(ctx, ADDRESSES)?;
+    watched(&Watch { local: destination, remote: source }, INNER).then_some(Claim::Reply)
+}
+
 /// An ICMP error quotes the header and at least 8 bytes of the packet it is about (RFC 792).
 #[inline(always)]
 fn claim_error(ctx: &TcContext, offset: u32) -> Option<Claim> {
     let quoted: Ipv4 = load(ctx, offset)?;
     let l4 = payload_offset(&quoted)?;
     let [a, b, _, _, e, f, _, _]: [u8; 8] = load(ctx, offset + l4)?;
-    match quoted.protocol {
-        TCP | UDP => reply(quoted.source, quoted.destination, u16::from_be_bytes([a, b])),
-        ICMP if a == ECHO_REQUEST => reply(quoted.source, quoted.destination, u16::from_be_bytes([e, f])),
-        IPIP if watched(quoted.source, quoted.destination, OUTER) => Some(Claim::Evidence),
-        _ => None,
-    }
+    let Addresses { source, destination } = load(ctx, offset + ADDRESSES)?;
+    let watch = Watch { local: source, remote: destination };
+    let ours = match quoted.protocol {
+        TCP | UDP => is_ours(a, b),
+        ICMP if a == ECHO_REQUEST => is_ours(e, f),
+        IPIP => return watched(&watch, OUTER).then_some(Claim::Evidence),
+        _ => false,
+    };
+    (ours && watched(&watch, INNER)).then_some(Claim::Reply)
+}
+
+/// Whether a port or identifier, given by its bytes on the wire, is in our range.
+#[inline(always)]
+fn is_ours(high: u8, low: u8) -> bool {
+    let (ports, port) = (PORTS.load(), u16::from_be_bytes([high, low]));
+    ports.first <= port && port <= ports.last
 }
 
 #[inline(always)]
-fn reply(local: [u8; 4], remote: [u8; 4], port: u16) -> Option<Claim> {
-    let ports = PORTS.load();
-    (ports.first <= port && port <= ports.last && watched(local, remote, INNER)).then_some(Claim::Reply)
-}
-
-#[inline(always)]
-fn watched(local: [u8; 4], remote: [u8; 4], role: u32) -> bool {
+fn watched(watch: &Watch, role: u32) -> bool {
     // SAFETY: the value is a plain integer; user space replaces it as a whole.
-    unsafe { WATCH.get(&Watch { local, remote }) }.is_some_and(|roles| *roles & role != 0)
+    unsafe { WATCH.get(watch) }.is_some_and(|roles| *roles & role != 0)
 }
 
 /// Where the payload begins, from the header's start; `None` for what is not IPv4 or a later fragment.
@@ -169,16 +195,20 @@ fn fill(ctx: &TcContext, ip: &Ipv4, entry: *mut Captured) -> Option<()> {
     (result == 0).then_some(())
 }
 
+/// The verifier refuses unaligned access to the stack, and the compiler joins neighbouring fields into one access.
+#[repr(C, align(8))]
+struct Aligned<T>(T);
+
 /// Reads from `offset` after the network header's start, whatever link layer there is.
 #[inline(always)]
 fn load<T>(ctx: &TcContext, offset: u32) -> Option<T> {
-    let mut value = MaybeUninit::<T>::uninit();
+    let mut value = MaybeUninit::<Aligned<T>>::uninit();
     // SAFETY: the helper writes exactly `size_of::<T>()` bytes or fails; `T` is made of bytes only.
     unsafe {
         let to = value.as_mut_ptr().cast();
         let result =
             bpf_skb_load_bytes_relative(ctx.as_ptr().cast(), offset, to, size_of::<T>() as u32, BPF_HDR_START_NET);
-        (result == 0).then(|| value.assume_init())
+        (result == 0).then(|| value.assume_init().0)
     }
 }
 

@@ -1,0 +1,413 @@
+//! The engine against answers made by hand: genuine, forged, late and repeated ones.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "in a test, a panic is the message"
+)]
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use etherparse::{IpNumber, Ipv4Header, PacketBuilder, SlicedPacket, TransportSlice};
+use hc_prober::{
+    Check, CheckKey, Counters, Kind, Reason, Severity, State, Timing,
+    engine::{Engine, Output, Planned},
+    finding::Detail,
+    subject::Path,
+    time::Monotonic,
+};
+use proptest::prelude::*;
+
+const US: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+const REAL: Ipv4Addr = Ipv4Addr::new(198, 18, 101, 10);
+const VIP: Ipv4Addr = Ipv4Addr::new(198, 19, 10, 1);
+const MS: Duration = Duration::from_millis(1);
+
+const TIMING: Timing = Timing {
+    interval: Duration::from_secs(2),
+    timeout: Duration::from_secs(1),
+    fast_interval: Duration::from_millis(200),
+    rise: 2,
+    fall: 3,
+};
+
+/// An engine with one check, its clock, and the packets it has sent.
+struct Bench {
+    engine: Engine,
+    now: Monotonic,
+    out: Output,
+    sent: Vec<Vec<u8>>,
+}
+
+/// The inner packet of one that was sent.
+#[derive(Clone, Debug)]
+struct Probe {
+    port: u16,
+    to: u16,
+    sequence: u32,
+    payload: Vec<u8>,
+    inner: Vec<u8>,
+    reset: bool,
+    echo: bool,
+}
+
+fn udp(require_reply: bool, expect: Option<&[u8]>) -> Kind {
+    Kind::Udp { port: 53, payload: b"q".to_vec(), expect: expect.map(<[u8]>::to_vec), require_reply }
+}
+
+impl Bench {
+    fn new(kind: Kind) -> Self {
+        let mut bench = Self {
+            engine: Engine::new(&[9; 16], 61000..=61999),
+            now: Monotonic(1_000_000_000),
+            out: Output::default(),
+            sent: Vec::new(),
+        };
+        bench.set(vec![kind]);
+        bench
+    }
+
+    fn set(&mut self, kinds: Vec<Kind>) {
+        let path = Path { outer_source: US, inner_source: US, real: REAL, target: VIP };
+        let key = |kind| CheckKey { real: IpAddr::V4(REAL), target: IpAddr::V4(VIP), kind };
+        let plan = |kind| Planned { check: Check { key: key(kind), timing: TIMING }, path: Ok(path) };
+        self.engine.set_checks(kinds.into_iter().map(plan).collect(), self.now);
+    }
+
+    /// Lets time pass, a millisecond at a time, until `condition` holds.
+    fn until(&mut self, condition: impl Fn(&Self) -> bool) {
+        for _ in 0..20_000 {
+            if condition(self) {
+                return;
+            }
+            self.now = self.now + MS;
+            self.engine.poll(self.now, &mut self.out);
+            self.collect();
+        }
+        panic!("not within 20 s");
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        self.until(|bench| bench.now >= end);
+    }
+
+    fn collect(&mut self) {
+        self.sent.extend(self.out.packets.iter().map(|packet| packet.bytes.to_vec()));
+        self.out.packets.clear();
+    }
+
+    /// The next probe that is sent.
+    fn probe(&mut self) -> Probe {
+        let before = self.sent.len();
+        self.until(|bench| bench.sent.len() > before);
+        decode(&self.sent[before])
+    }
+
+    fn receive(&mut self, packet: &[u8]) {
+        self.engine.receive(packet, self.now, &mut self.out);
+        self.collect();
+    }
+
+    fn state(&self) -> State {
+        self.engine.subjects().next().unwrap().machine.state
+    }
+
+    fn counters(&self) -> Counters {
+        self.engine.counters()
+    }
+
+    /// Brings the check UP by answering probes.
+    fn up(&mut self) {
+        while self.state() != State::Up {
+            let probe = self.probe();
+            self.receive(&syn_ack(&probe, probe.sequence.wrapping_add(1)));
+        }
+    }
+}
+
+fn decode(bytes: &[u8]) -> Probe {
+    let inner = bytes[20..].to_vec();
+    let packet = SlicedPacket::from_ip(&bytes[20..]).unwrap();
+    let (port, to, sequence, payload, reset, echo) = match packet.transport.unwrap() {
+        TransportSlice::Tcp(tcp) => {
+            (tcp.source_port(), tcp.destination_port(), tcp.sequence_number(), Vec::new(), tcp.rst(), false)
+        }
+        TransportSlice::Udp(udp) => {
+            (udp.source_port(), udp.destination_port(), 0, udp.payload().to_vec(), false, false)
+        }
+        TransportSlice::Icmpv4(icmp) => {
+            let [a, b, c, d] = icmp.bytes5to8();
+            let (id, sequence) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+            (id, 0, u32::from(sequence), icmp.payload().to_vec(), false, true)
+        }
+        other => panic!("{other:?}"),
+    };
+    Probe { port, to, sequence, payload, inner, reset, echo }
+}
+
+fn syn_ack(probe: &Probe, acknowledgement: u32) -> Vec<u8> {
+    let builder = PacketBuilder::ipv4(VIP.octets(), US.octets(), 64);
+    write(|bytes| builder.tcp(probe.to, probe.port, 7, 1000).syn().ack(acknowledgement).write(bytes, &[]).unwrap())
+}
+
+fn reset(probe: &Probe, acknowledgement: u32) -> Vec<u8> {
+    let builder = PacketBuilder::ipv4(VIP.octets(), US.octets(), 64);
+    write(|bytes| builder.tcp(probe.to, probe.port, 0, 0).rst().ack(acknowledgement).write(bytes, &[]).unwrap())
+}
+
+fn datagram(probe: &Probe, payload: &[u8]) -> Vec<u8> {
+    let builder = PacketBuilder::ipv4(VIP.octets(), US.octets(), 64);
+    write(|bytes| builder.udp(probe.to, probe.port).write(bytes, payload).unwrap())
+}
+
+fn echo_reply(probe: &Probe, payload: &[u8]) -> Vec<u8> {
+    let builder = PacketBuilder::ipv4(VIP.octets(), US.octets(), 64);
+    let sequence = u16::try_from(probe.sequence).unwrap();
+    write(|bytes| builder.icmpv4_echo_reply(probe.port, sequence).write(bytes, payload).unwrap())
+}
+
+/// An ICMP error that quotes the first 28 bytes of `quoted`.
+fn icmp_error(from: Ipv4Addr, kind: u8, code: u8, quoted: &[u8]) -> Vec<u8> {
+    let builder = PacketBuilder::ipv4(from.octets(), US.octets(), 64);
+    write(|bytes| builder.icmpv4_raw(kind, code, [0; 4]).write(bytes, &quoted[..28]).unwrap())
+}
+
+fn write(fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    fill(&mut bytes);
+    bytes
+}
+
+#[test]
+fn tcp_answered_comes_up_and_each_syn_ack_is_reset() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    bench.up();
+    let resets = bench.sent.iter().map(|packet| decode(packet)).filter(|probe| probe.reset).count();
+    assert_eq!((resets, bench.counters().passed, bench.counters().resets), (2, 2, 2));
+    let (_, change) = &bench.out.transitions[0];
+    assert_eq!((change.from, change.to, change.reason), (State::Init, State::Up, Reason::L4Ok));
+}
+
+#[test]
+fn tcp_reset_counts_at_once_and_makes_soft_down() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    bench.up();
+    let start = bench.now;
+    while bench.state() == State::Up {
+        let probe = bench.probe();
+        bench.receive(&reset(&probe, probe.sequence.wrapping_add(1)));
+    }
+    assert_eq!(bench.state(), State::Down(Severity::Soft));
+    // One interval at most until the first failure, then two fast ones: no timeout is waited for.
+    let bound = TIMING.interval.mul_f64(1.1) + 2 * TIMING.fast_interval.mul_f64(1.1) + 3 * MS;
+    assert!(bench.now.since(start) <= bound, "{:?}", bench.now.since(start));
+}
+
+#[test]
+fn silence_is_detected_within_fall_probes_and_one_timeout() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    bench.up();
+    let start = bench.now;
+    bench.until(|bench| bench.state() != State::Up);
+    assert_eq!(bench.state(), State::Down(Severity::Hard));
+    let bound = TIMING.interval.mul_f64(1.1) * 3 + TIMING.timeout;
+    assert!(bench.now.since(start) <= bound, "{:?}", bench.now.since(start));
+    assert_eq!(bench.counters().timeout, 3);
+}
+
+#[test]
+fn forged_answers_change_nothing_and_are_counted() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    bench.up();
+    let probe = bench.probe();
+    let sent = bench.sent.len();
+    let mut quoted = probe.inner.clone();
+    quoted[27] ^= 1;
+    let forgeries = [
+        syn_ack(&probe, probe.sequence),
+        syn_ack(&probe, probe.sequence.wrapping_add(2)),
+        reset(&probe, 0),
+        icmp_error(VIP, 3, 1, &quoted),
+        // Never sent from this port.
+        syn_ack(&Probe { port: probe.port ^ 1, ..probe.clone() }, probe.sequence.wrapping_add(1)),
+    ];
+    for forgery in &forgeries {
+        bench.receive(forgery);
+    }
+    assert_eq!(bench.counters().forged, forgeries.len() as u64);
+    assert_eq!((bench.state(), bench.sent.len()), (State::Up, sent), "no verdict, and no RST either");
+    bench.receive(&syn_ack(&probe, probe.sequence.wrapping_add(1)));
+    assert_eq!(bench.counters().passed, 3, "the genuine answer still counts");
+}
+
+#[test]
+fn forged_answers_do_not_bring_a_check_up() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    for _ in 0..10 {
+        let probe = bench.probe();
+        bench.receive(&syn_ack(&probe, probe.sequence ^ 0x8000_0000));
+    }
+    bench.pass(TIMING.timeout);
+    assert!(matches!(bench.state(), State::Down(Severity::Hard)));
+    assert_eq!(bench.counters().forged, 10);
+}
+
+#[test]
+fn icmp_error_about_the_probe_is_a_failure_at_once() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    let probe = bench.probe();
+    bench.receive(&icmp_error(REAL, 11, 0, &probe.inner));
+    assert_eq!(bench.counters().unreachable, 1);
+    let detail = bench.engine.subjects().next().unwrap().detail;
+    assert!(detail.unwrap().to_string().contains("time exceeded from 198.18.101.10"));
+}
+
+#[test]
+fn icmp_error_about_the_tunnel_explains_silence_and_decides_nothing() {
+    let mut bench = Bench::new(Kind::Icmp);
+    let probe = bench.probe();
+    let mut quoted = Ipv4Header::new(44, 64, IpNumber::IPV4, US.octets(), REAL.octets()).unwrap().to_bytes().to_vec();
+    quoted.extend(&probe.inner[..8]);
+    bench.receive(&icmp_error(REAL, 3, 2, &quoted));
+    assert_eq!((bench.counters().evidence, bench.state()), (1, State::Init));
+    assert_eq!(bench.counters().unreachable, 0);
+    bench.pass(TIMING.timeout);
+    let detail = bench.engine.subjects().next().unwrap().detail.unwrap();
+    assert!(matches!(detail, Detail::Outer(_)));
+    let text = "protocol unreachable from 198.18.101.10 quoting the tunnel: no decapsulation there";
+    assert_eq!(detail.to_string(), text);
+}
+
+#[test]
+fn syn_ack_repeated_is_reset_again_even_after_the_check_is_gone() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    let probe = bench.probe();
+    let answer = syn_ack(&probe, probe.sequence.wrapping_add(1));
+    bench.receive(&answer);
+    bench.receive(&answer);
+    bench.set(Vec::new());
+    bench.pass(Duration::from_secs(15));
+    bench.receive(&answer);
+    let counters = bench.counters();
+    assert_eq!((counters.passed, counters.resets, counters.repeated), (1, 3, 2));
+    let again = decode(bench.sent.last().unwrap());
+    assert!(again.reset && again.port == probe.port && again.sequence == probe.sequence.wrapping_add(1));
+}
+
+#[test]
+fn answer_after_the_timeout_is_late_and_changes_nothing() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    let probe = bench.probe();
+    bench.pass(TIMING.timeout + MS);
+    let before = bench.engine.subjects().next().unwrap().machine;
+    bench.receive(&syn_ack(&probe, probe.sequence.wrapping_add(1)));
+    assert_eq!(bench.engine.subjects().next().unwrap().machine, before);
+    assert_eq!((bench.counters().late, bench.counters().resets, bench.counters().passed), (1, 1, 0));
+}
+
+#[test]
+fn results_count_in_the_order_of_sending() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    let first = bench.probe();
+    let second = bench.probe();
+    bench.receive(&reset(&second, second.sequence.wrapping_add(1)));
+    assert_eq!(bench.engine.subjects().next().unwrap().machine.fall, 0, "the first has no result yet");
+    bench.receive(&syn_ack(&first, first.sequence.wrapping_add(1)));
+    let machine = bench.engine.subjects().next().unwrap().machine;
+    assert_eq!((machine.rise, machine.fall), (0, 1), "a pass, then a failure");
+}
+
+#[test]
+fn udp_silence_passes_only_with_the_echo() {
+    let mut bench = Bench::new(udp(false, None));
+    let before = bench.sent.len();
+    bench.until(|bench| bench.sent.len() >= before + 2);
+    let echo = decode(&bench.sent[before + 1]);
+    assert!(echo.echo);
+    bench.receive(&echo_reply(&echo, &echo.payload.clone()));
+    bench.pass(TIMING.timeout + MS);
+    assert!(bench.counters().passed >= 1 && bench.counters().late == 0);
+    let mut deaf = Bench::new(udp(false, None));
+    deaf.until(|bench| bench.state() != State::Init);
+    assert_eq!(deaf.state(), State::Down(Severity::Hard));
+}
+
+#[test]
+fn udp_reply_unexpected_is_a_mismatch_and_silence_fails_if_a_reply_is_required() {
+    let mut bench = Bench::new(udp(true, Some(b"yes")));
+    let probe = bench.probe();
+    bench.receive(&datagram(&probe, b"no"));
+    assert_eq!(bench.counters().mismatch, 1);
+    let probe = bench.probe();
+    bench.receive(&datagram(&probe, b"yes, sir"));
+    assert_eq!(bench.counters().passed, 1);
+    bench.pass(3 * TIMING.timeout);
+    assert!(bench.counters().timeout > 0);
+}
+
+#[test]
+fn udp_port_unreachable_makes_soft_down_and_held_back_errors_do_not_bring_it_up() {
+    let mut bench = Bench::new(udp(false, None));
+    // The real answers every echo, and one error a second (icmp_ratelimit).
+    let (mut seen, mut last_error) = (0, None::<Monotonic>);
+    for _ in 0..10_000 {
+        bench.now = bench.now + MS;
+        bench.engine.poll(bench.now, &mut bench.out);
+        bench.collect();
+        while seen < bench.sent.len() {
+            let probe = decode(&bench.sent[seen]);
+            seen += 1;
+            if probe.echo {
+                bench.receive(&echo_reply(&probe, &probe.payload.clone()));
+            } else if last_error.is_none_or(|at| bench.now.since(at) >= Duration::from_secs(1)) {
+                last_error = Some(bench.now);
+                bench.receive(&icmp_error(VIP, 3, 3, &probe.inner));
+            }
+        }
+    }
+    assert_eq!(bench.state(), State::Down(Severity::Soft));
+    assert_eq!(bench.out.transitions.len(), 1, "{:?}", bench.out.transitions);
+}
+
+#[test]
+fn probe_that_cannot_be_sent_proves_nothing_and_says_why() {
+    let mut bench = Bench::new(Kind::Icmp);
+    let key = bench.engine.subjects().next().unwrap().check.key.clone();
+    let check = Check { key, timing: TIMING };
+    bench.engine.set_checks(vec![Planned { check, path: Err(Detail::NoRoute(101)) }], bench.now);
+    bench.pass(Duration::from_secs(5));
+    let subject = bench.engine.subjects().next().unwrap();
+    assert_eq!((subject.machine.state, subject.last_run), (State::Init, None));
+    assert!(subject.detail.unwrap().to_string().starts_with("no route to the real"));
+    assert_eq!((bench.counters().sent, bench.sent.len()), (0, 0));
+    assert!(bench.counters().unknown > 0);
+}
+
+#[test]
+fn checks_set_again_keep_their_state() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    bench.up();
+    bench.set(vec![Kind::Tcp { port: 80 }, Kind::Icmp]);
+    let states: Vec<State> = bench.engine.subjects().map(|subject| subject.machine.state).collect();
+    assert_eq!(states, [State::Up, State::Init]);
+}
+
+proptest! {
+    #[test]
+    fn any_captured_bytes_change_no_verdict(packets in prop::collection::vec(prop::collection::vec(any::<u8>(), 20..80), 1..50)) {
+        let mut bench = Bench::new(Kind::Tcp { port: 80 });
+        bench.up();
+        for mut packet in packets {
+            let probe_like = syn_ack(&decode(&bench.sent[0]), u32::from(packet[0]));
+            packet[..20].copy_from_slice(&probe_like[..20]);
+            bench.receive(&packet);
+        }
+        prop_assert_eq!(bench.state(), State::Up);
+        prop_assert_eq!(bench.counters().passed, 2);
+    }
+}
