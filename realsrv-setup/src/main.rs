@@ -1,7 +1,7 @@
 //! `realsrv-setup`: the command line.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
     ffi::OsString,
     io::{self, Write as _},
@@ -145,7 +145,7 @@ fn compare(command: Command, wanted: Wanted) -> Result<ExitCode, Box<dyn Error>>
     let desired = request.onto(store::load(&common.state_dir)?.intent.as_ref());
     let observed = System::new()?.observe()?;
     let plan = plan(&desired, &observed)?;
-    let counters = if command == Command::Check { observed.counters } else { Default::default() };
+    let counters = if command == Command::Check { observed.counters } else { BTreeMap::new() };
     let report = Report::of_plan(command, plan, counters);
     print(&report, common.output)?;
     Ok(if report.differs { ExitCode::from(DIFFERENCES) } else { ExitCode::SUCCESS })
@@ -161,7 +161,7 @@ fn apply(wanted: Wanted) -> Result<ExitCode, Box<dyn Error>> {
     let mut store = Store::open(&common.state_dir)?;
     let mut journal = store::load(&common.state_dir)?;
     let plan = run::apply(&mut system, &mut store, &mut journal, desired)?;
-    print(&Report::of_plan(Command::Apply, plan, Default::default()), common.output)?;
+    print(&Report::of_plan(Command::Apply, plan, BTreeMap::new()), common.output)?;
     Ok(ExitCode::SUCCESS)
 }
 
