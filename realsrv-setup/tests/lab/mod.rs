@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::{
+    collections::BTreeSet,
     io::Read as _,
     net::{Ipv4Addr, SocketAddrV4},
     path::PathBuf,
@@ -98,12 +99,21 @@ impl Lab {
     }
 
     /// Everything of the real's network that `remove` must restore.
-    pub(crate) fn snapshot(&self) -> String {
-        self.in_real(
+    pub(crate) fn snapshot(&self) -> BTreeSet<String> {
+        let text = self.in_real(
             "ip -j addr; ip -j link; ip rule; ip route show table all; tc qdisc; \
-             for dev in $(ls /sys/class/net); do tc filter show dev $dev ingress; tc filter show dev $dev egress; done; \
-             grep -r . /proc/sys/net/ipv4 2>/dev/null | sort",
-        )
+             for dev in $(ip -j link | grep -o '\"ifname\":\"[^\"]*' | cut -d'\"' -f4); do tc filter show dev $dev ingress; tc filter show dev $dev egress; done; \
+             grep -r . /proc/sys/net/ipv4 2>/dev/null || true",
+        );
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// The real's network must be as it was then.
+    #[track_caller]
+    pub(crate) fn assert_as(&self, before: &BTreeSet<String>) {
+        let now = self.snapshot();
+        let [gone, new] = [before - &now, &now - before];
+        assert!(gone.is_empty() && new.is_empty(), "gone: {gone:#?}\nnew: {new:#?}");
     }
 
     /// Sends a packet from the client; the first answer of `protocol` for which `wanted` is true.
@@ -118,7 +128,12 @@ impl Lab {
 
     /// Sends a packet from the client; nothing for which `wanted` is true may come back.
     #[track_caller]
-    pub(crate) fn no_answer(&self, packet: Vec<u8>, protocol: Protocol, wanted: impl Fn(&[u8]) -> bool + Send + 'static) {
+    pub(crate) fn no_answer(
+        &self,
+        packet: Vec<u8>,
+        protocol: Protocol,
+        wanted: impl Fn(&[u8]) -> bool + Send + 'static,
+    ) {
         let answer = self.exchange_within(packet, protocol, wanted, SILENCE);
         assert_eq!(answer, None);
     }
