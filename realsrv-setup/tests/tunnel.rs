@@ -2,10 +2,18 @@
 
 mod lab;
 
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, TcpListener, UdpSocket},
+};
 
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header, SlicedPacket, TcpOptionElement, TransportSlice};
 use lab::{CLIENT, Lab, REAL, VIP, echo, echo_reply_from, ipip, syn, unreachable, with_header, within};
+use realsrv_setup::{
+    observed::{Config, Program},
+    plan::Programs,
+    system::programs,
+};
 use socket2::Protocol;
 
 const APPLY: &str = "apply --decap ebpf --vip 198.19.10.1";
@@ -155,6 +163,33 @@ fn fragment_of_a_tunnel_packet_is_not_decapsulated() {
     outer.fragment_offset = IpFragOffset::ZERO;
     lab.no_answer(with_header(&outer, &inner), Protocol::ICMPV4, echo_reply_from(VIP));
     assert_eq!(lab.counter("fragment"), 1);
+}
+
+/// Beside a kernel tunnel the guard drops what comes from elsewhere. This kernel may have no tunnel: then what passes is
+/// answered by protocol unreachable.
+#[test]
+fn guard_drops_other_sources_and_passes_allowed_ones() {
+    let lab = Lab::new();
+    for (source, passes) in [("198.18.1.0/29", true), ("198.18.9.0/24", false)] {
+        let config = Config {
+            hosts: [REAL].into(),
+            vips: [VIP].into(),
+            sources: [source.parse().unwrap()].into(),
+            ..Config::default()
+        };
+        let wanted = Programs { slots: [("eth0".to_owned(), Program::Guard)].into(), config };
+        within(&lab.real, move || {
+            aya::programs::tc::qdisc_add_clsact("eth0").unwrap();
+            programs::install(&wanted, &BTreeMap::new(), &BTreeMap::new()).unwrap();
+        });
+        let packet = ipip(CLIENT, &echo(VIP));
+        if passes {
+            assert!(lab.exchange(packet, Protocol::ICMPV4, unreachable(PROTOCOL_UNREACHABLE)).is_some());
+        } else {
+            lab.no_answer(packet, Protocol::ICMPV4, unreachable(PROTOCOL_UNREACHABLE));
+        }
+        lab.in_real("tc qdisc del dev eth0 clsact");
+    }
 }
 
 /// An ARP request for the VIP must stay unanswered, and none may be sent with the VIP as its sender.

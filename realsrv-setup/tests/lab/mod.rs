@@ -48,6 +48,8 @@ impl Lab {
         sh(&format!("ip link add veth0 netns {client} type veth peer name eth0 netns {real}"));
         lab.in_client(&format!("ip addr add {CLIENT}/24 dev veth0 && ip link set veth0 up"));
         lab.in_real(&format!("ip addr add {REAL}/24 dev eth0 && ip link set eth0 up && ethtool -K eth0 tx off"));
+        // The kernel tells of the carrier a moment later, and a snapshot would differ.
+        lab.in_real("for i in $(seq 50); do ip link show eth0 | grep -q 'state UP' && exit; sleep 0.1; done; exit 1");
         lab
     }
 
