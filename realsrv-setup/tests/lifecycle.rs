@@ -1,4 +1,11 @@
 //! `plan`, `apply`, `check` and `remove` on real namespaces: what they say, what they leave. Needs root.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 mod lab;
 
@@ -196,6 +203,17 @@ fn a_journal_that_cannot_be_read_is_refused() {
     std::fs::write(lab.state_dir().join("journal.json"), "{\"intent\":").unwrap();
     for command in [APPLY, "remove", "plan"] {
         assert!(lab.setup_exits(command, 1).contains("journal.json"), "{command}");
+    }
+}
+
+#[test]
+fn a_journal_of_another_namespace_is_refused() {
+    let [lab, other] = [Lab::new(), Lab::new()];
+    lab.setup_exits(APPLY, 0);
+    let state = lab.state_dir();
+    for command in [APPLY, "remove", "check"] {
+        let text = other.setup_exits(&format!("{command} --state-dir {}", state.display()), 1);
+        assert!(text.contains("another network namespace"), "{text}");
     }
 }
 

@@ -1,4 +1,11 @@
 //! Desired and observed in, steps out: the decisions, one by one.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 

@@ -1,4 +1,11 @@
 //! Real packets through the eBPF decapsulator that `apply` installs. Needs root.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 mod lab;
 

@@ -42,8 +42,8 @@ impl Lab {
         for namespace in [client, real] {
             sh(&format!("ip netns add {namespace}"));
             // No IPv6: its addresses come and go by themselves, and the snapshots would differ.
-            lab.run(namespace, "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
-            lab.run(namespace, "ip link set lo up");
+            run(namespace, "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
+            run(namespace, "ip link set lo up");
         }
         sh(&format!("ip link add veth0 netns {client} type veth peer name eth0 netns {real}"));
         lab.in_client(&format!("ip addr add {CLIENT}/24 dev veth0 && ip link set veth0 up"));
@@ -53,24 +53,21 @@ impl Lab {
         lab
     }
 
-    fn run(&self, namespace: &str, script: &str) -> String {
-        let output = command(namespace, "bash").args(["-ec", script]).output().unwrap();
-        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
     pub(crate) fn in_client(&self, script: &str) -> String {
-        self.run(&self.client, script)
+        run(&self.client, script)
     }
 
     pub(crate) fn in_real(&self, script: &str) -> String {
-        self.run(&self.real, script)
+        run(&self.real, script)
     }
 
     /// Runs the tool in the real's namespace.
     pub(crate) fn setup(&self, arguments: &str) -> Output {
         let mut command = command(&self.real, env!("CARGO_BIN_EXE_realsrv-setup"));
-        command.args(arguments.split_whitespace()).arg("--state-dir").arg(self.state_dir());
+        command.args(arguments.split_whitespace());
+        if !arguments.contains("--state-dir") {
+            command.arg("--state-dir").arg(self.state_dir());
+        }
         command.output().unwrap()
     }
 
@@ -177,6 +174,12 @@ impl Drop for Lab {
 fn sh(script: &str) {
     let output = Command::new("bash").args(["-ec", script]).output().unwrap();
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn run(namespace: &str, script: &str) -> String {
+    let output = command(namespace, "bash").args(["-ec", script]).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// A program in a namespace, with /sys and bpffs as they are (`ip netns exec` would mount its own).
