@@ -14,7 +14,7 @@ use std::{
     net::{Ipv4Addr, TcpListener, UdpSocket},
 };
 
-use etherparse::{IpFragOffset, IpNumber, Ipv4Header, SlicedPacket, TcpOptionElement, TransportSlice};
+use etherparse::{IpFragOffset, IpNumber, Ipv4Header, TcpHeader, TcpOptionElement};
 use lab::{CLIENT, Lab, REAL, VIP, echo, echo_reply_from, ipip, syn, unreachable, with_header, within};
 use realsrv_setup::{
     observed::{Config, Program},
@@ -60,25 +60,37 @@ fn echo_under_strict_rp_filter_is_answered() {
     assert!(lab.exchange(ipip(CLIENT, &echo(VIP)), Protocol::ICMPV4, echo_reply_from(VIP)).is_some());
 }
 
-/// The MSS that the SYN-ACK to a SYN through the tunnel announces; its checksum must be right.
-fn announced_mss(lab: &Lab) -> u16 {
+/// The answer to a SYN through the tunnel.
+fn syn_ack(lab: &Lab) -> Vec<u8> {
     let listener = within(&lab.real, || TcpListener::bind((VIP, 80)).unwrap());
     let wanted = |packet: &[u8]| Ipv4Header::from_slice(packet).is_ok_and(|(ip, _)| ip.source == VIP.octets());
     let packet = lab.exchange(ipip(CLIENT, &syn(VIP, 80, 1460)), Protocol::TCP, wanted).expect("a SYN-ACK");
     drop(listener);
-    let sliced = SlicedPacket::from_ip(&packet).unwrap();
-    let Some(TransportSlice::Tcp(tcp)) = sliced.transport else { panic!("not TCP: {packet:?}") };
-    assert!(tcp.syn() && tcp.ack());
-    let header = tcp.to_header();
+    let header = tcp(&packet);
+    assert!(header.syn && header.ack);
+    packet
+}
+
+fn tcp(packet: &[u8]) -> TcpHeader {
+    let payload = Ipv4Header::from_slice(packet).unwrap().1;
+    TcpHeader::from_slice(payload).unwrap().0
+}
+
+fn mss(packet: &[u8]) -> u16 {
+    let option = tcp(packet).options_iterator().find_map(|option| match option {
+        Ok(TcpOptionElement::MaximumSegmentSize(mss)) => Some(mss),
+        _ => None,
+    });
+    option.expect("an MSS option")
+}
+
+/// The MSS that a SYN-ACK announces; its checksum must be right.
+fn announced_mss(lab: &Lab) -> u16 {
+    let packet = syn_ack(lab);
     let ip = Ipv4Header::from_slice(&packet).unwrap().0;
-    assert_eq!(header.checksum, header.calc_checksum_ipv4(&ip, tcp.payload()).unwrap());
-    header
-        .options_iterator()
-        .find_map(|option| match option {
-            Ok(TcpOptionElement::MaximumSegmentSize(mss)) => Some(mss),
-            _ => None,
-        })
-        .unwrap()
+    let header = tcp(&packet);
+    assert_eq!(header.checksum, header.calc_checksum_ipv4(&ip, &[]).unwrap());
+    mss(&packet)
 }
 
 #[test]
@@ -87,6 +99,22 @@ fn syn_ack_from_vip_leaves_room_for_the_outer_header() {
     lab.setup_exits(APPLY, 0);
     assert_eq!(announced_mss(&lab), 1440);
     assert_eq!(lab.counter("mss_clamped"), 1);
+}
+
+/// A checksum left to the device covers the pseudo header only: the option must change and that sum must not.
+#[test]
+fn syn_ack_with_partial_checksum_keeps_it() {
+    let lab = Lab::new();
+    lab.in_real("ethtool -K eth0 tx on");
+    lab.setup_exits(APPLY, 0);
+    let packet = syn_ack(&lab);
+    assert_eq!(mss(&packet), 1440);
+    let ip = Ipv4Header::from_slice(&packet).unwrap().0;
+    let words = [ip.source, ip.destination].concat();
+    let words = words.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum::<u32>() + 6 + u32::from(ip.payload_len().unwrap());
+    let folded = (sum & 0xffff) + (sum >> 16);
+    assert_eq!(u32::from(tcp(&packet).checksum), folded);
 }
 
 #[test]

@@ -61,14 +61,19 @@ impl Lab {
         run(&self.real, script)
     }
 
-    /// Runs the tool in the real's namespace.
-    pub(crate) fn setup(&self, arguments: &str) -> Output {
+    /// The tool, in the real's namespace. `nsenter` becomes it: a signal reaches the tool.
+    pub(crate) fn command(&self, arguments: &str) -> Command {
         let mut command = command(&self.real, env!("CARGO_BIN_EXE_realsrv-setup"));
         command.args(arguments.split_whitespace());
         if !arguments.contains("--state-dir") {
             command.arg("--state-dir").arg(self.state_dir());
         }
-        command.output().unwrap()
+        command
+    }
+
+    /// Runs the tool in the real's namespace.
+    pub(crate) fn setup(&self, arguments: &str) -> Output {
+        self.command(arguments).output().unwrap()
     }
 
     /// Runs the tool, which must exit with `code`; what it printed.
