@@ -43,8 +43,10 @@ pub enum Counter {
 }
 
 impl Counter {
+    /// How many there are.
+    pub const COUNT: u32 = 7;
     /// Every counter, in index order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; Self::COUNT as usize] = [
         Self::Decapsulated,
         Self::NotOurs,
         Self::BadSource,
@@ -107,28 +109,28 @@ impl Ipv4Header {
 
     /// Header length in octets; below 20 is malformed.
     #[must_use]
-    #[inline(always)]
+    #[inline]
     pub const fn header_length(&self) -> u32 {
         (self.version_ihl & 0x0f) as u32 * 4
     }
 
     /// Length of header and payload, octets.
     #[must_use]
-    #[inline(always)]
+    #[inline]
     pub const fn total_length(&self) -> u32 {
         u16::from_be_bytes(self.total_length) as u32
     }
 
     /// Whether the packet is a fragment: "more fragments" is set or the offset is not zero.
     #[must_use]
-    #[inline(always)]
+    #[inline]
     pub const fn is_fragment(&self) -> bool {
         u16::from_be_bytes(self.fragment) & 0x3fff != 0
     }
 
     /// Whether this can be the header of a packet carried in `room` octets, itself no tunnel.
     #[must_use]
-    #[inline(always)]
+    #[inline]
     pub const fn is_plausible_inner(&self, room: u32) -> bool {
         self.version_ihl >> 4 == 4
             && self.header_length() >= 20

@@ -12,10 +12,22 @@ use crate::{
     plan::Step,
 };
 
+/// A network namespace: its inode means something until the next boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Namespace {
+    /// The kernel's `boot_id`.
+    pub boot: String,
+    /// Of `/proc/…/ns/net`.
+    pub inode: u64,
+}
+
 /// The journal of one network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Journal {
+    /// Where the steps ran last.
+    pub namespace: Option<Namespace>,
     /// What the last `apply` made true; `None`: nothing is configured.
     pub intent: Option<Desired>,
     /// What was done, oldest first.

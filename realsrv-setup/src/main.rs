@@ -1,7 +1,7 @@
 //! `realsrv-setup`: the command line.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
     ffi::OsString,
     io::{self, Write as _},
@@ -15,10 +15,7 @@ use realsrv_setup::{
     output::{Command, Report},
     plan::plan,
     run::{self, Host as _},
-    system::{
-        System, privileged,
-        store::{self, Store},
-    },
+    system::{System, load_journal, privileged, store::Store},
 };
 
 const DIFFERENCES: u8 = 2;
@@ -142,10 +139,10 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
 
 fn compare(command: Command, wanted: Wanted) -> Result<ExitCode, Box<dyn Error>> {
     let (request, common) = wanted.request();
-    let desired = request.onto(store::load(&common.state_dir)?.intent.as_ref());
+    let desired = request.onto(load_journal(&common.state_dir)?.intent.as_ref());
     let observed = System::new()?.observe()?;
     let plan = plan(&desired, &observed)?;
-    let counters = if command == Command::Check { observed.counters } else { Default::default() };
+    let counters = if command == Command::Check { observed.counters } else { BTreeMap::new() };
     let report = Report::of_plan(command, plan, counters);
     print(&report, common.output)?;
     Ok(if report.differs { ExitCode::from(DIFFERENCES) } else { ExitCode::SUCCESS })
@@ -156,12 +153,12 @@ fn apply(wanted: Wanted) -> Result<ExitCode, Box<dyn Error>> {
     privileged()?;
     let mut system = System::new()?;
     // Refuse before the first file is written.
-    let desired: Desired = request.onto(store::load(&common.state_dir)?.intent.as_ref());
+    let desired: Desired = request.onto(load_journal(&common.state_dir)?.intent.as_ref());
     plan(&desired, &system.observe()?)?;
     let mut store = Store::open(&common.state_dir)?;
-    let mut journal = store::load(&common.state_dir)?;
+    let mut journal = load_journal(&common.state_dir)?;
     let plan = run::apply(&mut system, &mut store, &mut journal, desired)?;
-    print(&Report::of_plan(Command::Apply, plan, Default::default()), common.output)?;
+    print(&Report::of_plan(Command::Apply, plan, BTreeMap::new()), common.output)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -178,7 +175,7 @@ fn is_absent(state_dir: &Path) -> bool {
 
 fn remove_noted(vips: &[Vip], state_dir: &Path) -> Result<Vec<run::Removed>, Box<dyn Error>> {
     let mut store = Store::open(state_dir)?;
-    let mut journal = store::load(state_dir)?;
+    let mut journal = load_journal(state_dir)?;
     Ok(run::remove(&mut System::new()?, &mut store, &mut journal, vips)?)
 }
 

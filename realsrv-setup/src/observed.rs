@@ -19,14 +19,23 @@ pub struct Link {
     pub up: bool,
     /// Octets.
     pub mtu: u32,
-    /// Frames have an Ethernet header.
-    pub ethernet: bool,
-    /// It is `lo`.
-    pub loopback: bool,
+    /// What it carries.
+    pub layer: Layer,
     /// A bridge, bond or VRF owns it: the packets are the owner's.
     pub enslaved: bool,
     /// The qdisc at handle `ffff:`.
     pub hook: HookQdisc,
+}
+
+/// What a device carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    /// Frames with an Ethernet header.
+    Ethernet,
+    /// Packets to the host itself: `lo`.
+    Loopback,
+    /// Something else: tunnels and the like.
+    Other,
 }
 
 /// What a device has where `clsact` would be.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     desired::{Decap, Desired, Mss, Prefix, Vip},
-    observed::{Config, Filter, Hook, HookQdisc, Ipip, Link, Observed, Program, Slot},
+    observed::{Config, Filter, Hook, HookQdisc, Ipip, Layer, Link, Observed, Program, Slot},
 };
 
 /// The kernel's fallback tunnel device: it takes IPIP from anybody to any local address.
@@ -192,7 +192,7 @@ fn refuse_vips(desired: &Desired, observed: &Observed) -> Result<(), Refusal> {
     }
     for &vip in &desired.vips {
         for found in observed.addresses.iter().filter(|found| found.address == Ipv4Addr::from(vip)) {
-            let on_lo = observed.links.get(&found.device).is_some_and(|link| link.loopback);
+            let on_lo = observed.links.get(&found.device).is_some_and(|link| link.layer == Layer::Loopback);
             match (on_lo, found.length) {
                 (true, 32) => {}
                 (true, length) => return Err(Refusal::VipNotHostRoute { vip, length }),
@@ -208,12 +208,13 @@ fn devices<'a>(desired: &'a Desired, observed: &'a Observed) -> Result<BTreeMap<
     let devices: BTreeMap<_, _> = if desired.interfaces.is_empty() {
         let has_address = |name: &str| observed.addresses.iter().any(|address| address.device == name);
         let all = observed.links.iter().map(|(name, link)| (name.as_str(), link));
-        all.filter(|(name, link)| link.up && link.ethernet && !link.enslaved && has_address(name)).collect()
+        all.filter(|(name, link)| link.up && link.layer == Layer::Ethernet && !link.enslaved && has_address(name))
+            .collect()
     } else {
         let named = desired.interfaces.iter();
         named
             .map(|name| match observed.links.get(name) {
-                Some(link) if link.ethernet => Ok((name.as_str(), link)),
+                Some(link) if link.layer == Layer::Ethernet => Ok((name.as_str(), link)),
                 Some(_) => Err(Refusal::NotEthernet(name.clone())),
                 None => Err(Refusal::UnknownInterface(name.clone())),
             })
@@ -284,7 +285,7 @@ fn programs(
     wanted.config.vips = desired.vips.iter().map(|&vip| vip.into()).collect();
     let own = observed.addresses.iter().map(|found| found.address).filter(|address| !address.is_loopback());
     wanted.config.hosts = &own.collect() - &wanted.config.vips;
-    wanted.config.sources = desired.lb_sources.clone();
+    wanted.config.sources.clone_from(&desired.lb_sources);
     if wanted.config.sources.is_empty() {
         wanted.config.sources.insert(Prefix::ALL);
     }

@@ -138,7 +138,9 @@ fn carry_out<'a, H: Host, S: Store>(
     run_steps(host, store, journal, steps, &mut ran).map_err(|cause| {
         let (mut left, kept) = roll_back(host, &ran);
         *journal = before.clone();
-        kept.iter().for_each(|step| journal.record(step));
+        for step in kept {
+            journal.record(step);
+        }
         left.extend(store.save(journal).err().map(|error| format!("the journal: {error}")));
         Error::RolledBack { cause, left }
     })

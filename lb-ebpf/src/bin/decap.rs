@@ -11,6 +11,8 @@
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "BPF programs read map values through raw pointers; each block states its bound")]
+#![expect(clippy::needless_pass_by_value, reason = "a program takes its context by value")]
+#![expect(clippy::inline_always, reason = "the verifier follows packet pointers through inlined code only")]
 
 use aya_ebpf::{
     bindings::{BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
@@ -29,13 +31,13 @@ static ADDRESSES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0
 #[map]
 static SOURCES: LpmTrie<u32, u32> = LpmTrie::with_max_entries(MAX_SOURCES, 0);
 #[map]
-static MSS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_DEVICES, 0);
+static MSS: HashMap<u32, u16> = HashMap::with_max_entries(MAX_DEVICES, 0);
 #[map]
-static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
 
 /// Removes the outer header where the tunnel ends here.
 #[classifier]
-pub fn lb_decap(ctx: TcContext) -> i32 {
+fn lb_decap(ctx: TcContext) -> i32 {
     if let Some(outer) = tunnel_to_host(&ctx) {
         count(decapsulate(&ctx, outer));
     }
@@ -44,7 +46,7 @@ pub fn lb_decap(ctx: TcContext) -> i32 {
 
 /// Drops tunnel packets that do not come from a load balancer; the kernel's tunnel device takes the others.
 #[classifier]
-pub fn lb_guard(ctx: TcContext) -> i32 {
+fn lb_guard(ctx: TcContext) -> i32 {
     match tunnel_to_host(&ctx) {
         Some(outer) if !source_allowed(outer) => {
             count(Counter::BadSource);
@@ -56,7 +58,7 @@ pub fn lb_guard(ctx: TcContext) -> i32 {
 
 /// Lowers the MSS that a VIP announces.
 #[classifier]
-pub fn lb_clamp(ctx: TcContext) -> i32 {
+fn lb_clamp(ctx: TcContext) -> i32 {
     if clamp(&ctx) == Some(()) {
         count(Counter::MssClamped);
     }
@@ -90,7 +92,7 @@ fn decapsulate(ctx: &TcContext, outer: &Ipv4Header) -> Counter {
         return Counter::NotOurs;
     }
     // The size of the segments GRO merged is TCP payload: it does not change with the header (FIXED_GSO).
-    match ctx.adjust_room(-(IPV4 as i32), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO.into()) {
+    match ctx.adjust_room(-IPV4.cast_signed(), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO.into()) {
         Ok(()) => Counter::Decapsulated,
         Err(_) => Counter::Failed,
     }
@@ -113,7 +115,6 @@ fn clamp(ctx: &TcContext) -> Option<()> {
     // SAFETY: nothing deletes from MSS while the program is attached, and the value is copied.
     let limit = unsafe { MSS.get(ctx_ifindex(ctx)) }.copied()?;
     let (at, announced) = mss_option(ctx, tcp + 20, tcp + u32::from(offset >> 4) * 4)?;
-    let limit = limit as u16;
     if announced <= limit {
         return None;
     }
@@ -160,9 +161,8 @@ fn ipv4(ctx: &TcContext, at: u32) -> Option<&Ipv4Header> {
     if ctx.skb.protocol() != ETH_P_IP {
         return None;
     }
-    let end = (at + IPV4) as usize;
-    if ctx.data() + end > ctx.data_end() {
-        ctx.pull_data(end as u32).ok()?;
+    if ctx.data() + (at + IPV4) as usize > ctx.data_end() {
+        ctx.pull_data(at + IPV4).ok()?;
     }
     let header = ctx.data() + at as usize;
     if header + IPV4 as usize > ctx.data_end() {

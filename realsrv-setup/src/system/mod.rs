@@ -7,9 +7,15 @@ pub mod programs;
 pub mod store;
 pub mod sysctls;
 
-use std::{collections::BTreeMap, io, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
 use crate::{
+    journal::Journal,
     observed::{HookQdisc, Observed},
     plan::{Programs, Step, TUNNEL_ADDRESS},
     run::{Host, Undone},
@@ -61,6 +67,12 @@ pub enum Error {
     /// A device that a step is about is not there (any more).
     #[error("there is no device {0}")]
     NoDevice(String),
+    /// A journal that another namespace, which is still there, needs for its own undo.
+    #[error("the journal in {} is of another network namespace of this host: give each its own --state-dir", .0.display())]
+    AnotherNamespace(PathBuf),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] store::Error),
     /// Capabilities that are missing.
     #[error("missing {0}: run it as root (in a container: with these capabilities)")]
     Privilege(String),
@@ -185,6 +197,20 @@ impl Host for System {
             Step::InstallPrograms { from: Some(from), .. } => self.install(from).map(|()| Undone::Restored),
         }
     }
+}
+
+/// Reads the journal in `directory` (empty if there is none) for use in this network namespace.
+///
+/// # Errors
+/// It cannot be read, or belongs to another namespace.
+pub fn load_journal(directory: &Path) -> Result<Journal, Error> {
+    let mut journal = store::load(directory)?;
+    let here = namespaces::current()?;
+    if journal.namespace.as_ref().is_some_and(|noted| namespaces::is_another(noted, &here)) {
+        return Err(Error::AnotherNamespace(directory.to_owned()));
+    }
+    journal.namespace = Some(here);
+    Ok(journal)
 }
 
 /// Whether this process may change the host at all.

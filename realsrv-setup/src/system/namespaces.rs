@@ -1,4 +1,4 @@
-//! Looks for users of the tunnel module in all network namespaces.
+//! The network namespaces of this machine: which one this is, and who uses the tunnel module in any of them.
 
 use std::{
     collections::BTreeMap,
@@ -11,6 +11,7 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 
 use super::{Error, netlink::Netlink};
+use crate::journal::Namespace;
 
 /// Who uses the tunnel, or why that cannot be known; `None`: nobody.
 #[must_use]
@@ -20,6 +21,21 @@ pub(super) fn tunnel_user() -> Option<String> {
         Ok(true) => Some(format!("the network namespace {} has a tunnel", path.display())),
         Err(error) => Some(format!("cannot look into the network namespace {}: {error}", path.display())),
     })
+}
+
+/// The network namespace of this thread.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub(super) fn current() -> Result<Namespace, Error> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(Error::io("reading the boot id"))?;
+    let this = fs::metadata("/proc/thread-self/ns/net").map_err(Error::io("finding this network namespace"))?;
+    Ok(Namespace { boot: boot.trim().to_owned(), inode: this.ino() })
+}
+
+/// Whether a namespace other than `current` is meant, and it is still there.
+pub(super) fn is_another(noted: &Namespace, current: &Namespace) -> bool {
+    noted.boot == current.boot && noted.inode != current.inode && all().contains_key(&noted.inode)
 }
 
 /// Every network namespace of a process or a name, once, by inode.

@@ -15,7 +15,7 @@ use netlink_packet_route::{
 use rtnetlink::{Handle, LinkUnspec};
 
 use super::Error;
-use crate::observed::{Address, Hook, HookQdisc, Link, Slot};
+use crate::observed::{Address, Hook, HookQdisc, Layer, Link, Slot};
 
 /// A filter at a clsact hook.
 #[derive(Debug, Clone)]
@@ -193,8 +193,11 @@ fn link(message: &LinkMessage, hook: HookQdisc) -> Option<(String, Link)> {
         index: message.header.index,
         up: message.header.flags.contains(LinkFlags::Up),
         mtu: 0,
-        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
-        loopback: message.header.flags.contains(LinkFlags::Loopback),
+        layer: match message.header.link_layer_type {
+            LinkLayerType::Ether => Layer::Ethernet,
+            LinkLayerType::Loopback => Layer::Loopback,
+            _ => Layer::Other,
+        },
         enslaved: false,
         hook,
     };

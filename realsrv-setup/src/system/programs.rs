@@ -172,10 +172,10 @@ fn fill(object: &mut Ebpf, config: &Config, links: &BTreeMap<String, Link>) -> R
         let prefix_key = Key::new(prefix.length().into(), key(prefix.address()));
         sources.insert(&prefix_key, 1, 0).map_err(Error::bpf(format!("adding the source {prefix}")))?;
     }
-    let mut mss: HashMap<_, u32, u32> = map(object, MSS)?;
+    let mut mss: HashMap<_, u32, u16> = map(object, MSS)?;
     for (device, octets) in &config.mss {
         let link = links.get(device).ok_or_else(|| Error::NoDevice(device.clone()))?;
-        mss.insert(link.index, u32::from(*octets), 0).map_err(Error::bpf(format!("setting the MSS of {device}")))?;
+        mss.insert(link.index, *octets, 0).map_err(Error::bpf(format!("setting the MSS of {device}")))?;
     }
     Ok(())
 }
@@ -211,24 +211,24 @@ fn open(ids: &[u32]) -> Result<Maps, Error> {
 fn read(maps: &Maps, links: &BTreeMap<String, Link>) -> Result<Config, Error> {
     let mut config = Config::default();
     if let Some(addresses) = typed::<HashMap<_, u32, u32>>(maps, ADDRESSES)? {
-        for entry in addresses.iter() {
+        for entry in &addresses {
             let (address, role) = entry.map_err(Error::bpf("reading ADDRESSES"))?;
             let set = if role == ROLE_VIP { &mut config.vips } else { &mut config.hosts };
             set.insert(from_key(address));
         }
     }
     if let Some(sources) = typed::<LpmTrie<_, u32, u32>>(maps, SOURCES)? {
-        for entry in sources.iter() {
+        for entry in &sources {
             let (key, _) = entry.map_err(Error::bpf("reading SOURCES"))?;
             let length = u8::try_from(key.prefix_len()).ok();
             config.sources.extend(length.and_then(|length| Prefix::new(from_key(key.data()), length)));
         }
     }
-    if let Some(mss) = typed::<HashMap<_, u32, u32>>(maps, MSS)? {
-        for entry in mss.iter() {
+    if let Some(mss) = typed::<HashMap<_, u32, u16>>(maps, MSS)? {
+        for entry in &mss {
             let (index, octets) = entry.map_err(Error::bpf("reading MSS"))?;
             let device = links.iter().find(|(_, link)| link.index == index).map(|(name, _)| name.clone());
-            config.mss.extend(device.zip(u16::try_from(octets).ok()));
+            config.mss.extend(device.map(|device| (device, octets)));
         }
     }
     Ok(config)

@@ -1,0 +1,253 @@
+//! A client and a real in two network namespaces, and the packets between them.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::{
+    collections::BTreeSet,
+    io::Read as _,
+    net::{Ipv4Addr, SocketAddrV4},
+    path::PathBuf,
+    process::{Command, Output},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use etherparse::{IpNumber, Ipv4Header, PacketBuilder};
+use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
+pub(crate) const REAL: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 2);
+pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(198, 19, 10, 1);
+pub(crate) const OTHER_VIP: Ipv4Addr = Ipv4Addr::new(198, 19, 10, 2);
+
+/// Long enough for a loaded machine; only what must not happen waits less.
+const BOUND: Duration = Duration::from_secs(5);
+/// How long to wait for what must not come.
+const SILENCE: Duration = Duration::from_millis(400);
+
+/// Two namespaces, a veth between them, and a state directory. Gone when dropped.
+pub(crate) struct Lab {
+    pub(crate) client: String,
+    pub(crate) real: String,
+    pub(crate) state: tempfile::TempDir,
+}
+
+impl Lab {
+    pub(crate) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let lab = Self { client: format!("rsc-{id}"), real: format!("rsr-{id}"), state: tempfile::tempdir().unwrap() };
+        let Self { client, real, .. } = &lab;
+        for namespace in [client, real] {
+            sh(&format!("ip netns add {namespace}"));
+            // No IPv6: its addresses come and go by themselves, and the snapshots would differ.
+            run(namespace, "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
+            run(namespace, "ip link set lo up");
+        }
+        sh(&format!("ip link add veth0 netns {client} type veth peer name eth0 netns {real}"));
+        lab.in_client(&format!("ip addr add {CLIENT}/24 dev veth0 && ip link set veth0 up"));
+        lab.in_real(&format!("ip addr add {REAL}/24 dev eth0 && ip link set eth0 up && ethtool -K eth0 tx off"));
+        // The kernel tells of the carrier a moment later, and a snapshot would differ.
+        lab.in_real("for i in $(seq 50); do ip link show eth0 | grep -q 'state UP' && exit; sleep 0.1; done; exit 1");
+        lab
+    }
+
+    pub(crate) fn in_client(&self, script: &str) -> String {
+        run(&self.client, script)
+    }
+
+    pub(crate) fn in_real(&self, script: &str) -> String {
+        run(&self.real, script)
+    }
+
+    /// The tool, in the real's namespace. `nsenter` becomes it: a signal reaches the tool.
+    pub(crate) fn command(&self, arguments: &str) -> Command {
+        let mut command = command(&self.real, env!("CARGO_BIN_EXE_realsrv-setup"));
+        command.args(arguments.split_whitespace());
+        if !arguments.contains("--state-dir") {
+            command.arg("--state-dir").arg(self.state_dir());
+        }
+        command
+    }
+
+    /// Runs the tool in the real's namespace.
+    pub(crate) fn setup(&self, arguments: &str) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs the tool, which must exit with `code`; what it printed.
+    #[track_caller]
+    pub(crate) fn setup_exits(&self, arguments: &str, code: i32) -> String {
+        let output = self.setup(arguments);
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{arguments}: {text}");
+        text
+    }
+
+    /// Runs the tool, which must succeed; its JSON.
+    #[track_caller]
+    pub(crate) fn setup_json(&self, arguments: &str) -> serde_json::Value {
+        let text = self.setup_exits(&format!("{arguments} -o json"), 0);
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// A counter of the programs, as `check` shows it.
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        self.setup_json("check")["counters"][name].as_u64().unwrap()
+    }
+
+    /// A directory that does not exist before the first `apply`.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.state.path().join("state")
+    }
+
+    /// Everything of the real's network that `remove` must restore.
+    pub(crate) fn snapshot(&self) -> BTreeSet<String> {
+        let text = self.in_real(
+            "ip -j addr; ip -j link; ip rule; ip route show table all; tc qdisc; \
+             for dev in $(ip -j link | grep -o '\"ifname\":\"[^\"]*' | cut -d'\"' -f4); do tc filter show dev $dev ingress; tc filter show dev $dev egress; done; \
+             grep -r . /proc/sys/net/ipv4 2>/dev/null || true",
+        );
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// The real's network must be as it was then.
+    #[track_caller]
+    pub(crate) fn assert_as(&self, before: &BTreeSet<String>) {
+        let now = self.snapshot();
+        let [gone, new] = [before - &now, &now - before];
+        assert!(gone.is_empty() && new.is_empty(), "gone: {gone:#?}\nnew: {new:#?}");
+    }
+
+    /// Sends a packet from the client; the first answer of `protocol` for which `wanted` is true.
+    pub(crate) fn exchange(
+        &self,
+        packet: Vec<u8>,
+        protocol: Protocol,
+        wanted: impl Fn(&[u8]) -> bool + Send + 'static,
+    ) -> Option<Vec<u8>> {
+        self.exchange_within(packet, protocol, wanted, BOUND)
+    }
+
+    /// Sends a packet from the client; nothing for which `wanted` is true may come back.
+    #[track_caller]
+    pub(crate) fn no_answer(
+        &self,
+        packet: Vec<u8>,
+        protocol: Protocol,
+        wanted: impl Fn(&[u8]) -> bool + Send + 'static,
+    ) {
+        let answer = self.exchange_within(packet, protocol, wanted, SILENCE);
+        assert_eq!(answer, None);
+    }
+
+    fn exchange_within(
+        &self,
+        packet: Vec<u8>,
+        protocol: Protocol,
+        wanted: impl Fn(&[u8]) -> bool + Send + 'static,
+        bound: Duration,
+    ) -> Option<Vec<u8>> {
+        within(&self.client, move || {
+            let mut receiver = Socket::new(Domain::IPV4, Type::RAW, Some(protocol)).unwrap();
+            // IPPROTO_RAW: the packet brings its own header.
+            let sender = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).unwrap();
+            sender.send_to(&packet, &SockAddr::from(SocketAddrV4::new(REAL, 0))).unwrap();
+            let end = Instant::now() + bound;
+            let mut buffer = [0; 2048];
+            while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+                receiver.set_read_timeout(Some(left)).unwrap();
+                match receiver.read(&mut buffer) {
+                    Ok(length) if wanted(&buffer[..length]) => return Some(buffer[..length].to_vec()),
+                    _ => {}
+                }
+            }
+            None
+        })
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for namespace in [&self.client, &self.real] {
+            let _ = Command::new("ip").args(["netns", "del", namespace]).output();
+        }
+    }
+}
+
+fn sh(script: &str) {
+    let output = Command::new("bash").args(["-ec", script]).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn run(namespace: &str, script: &str) -> String {
+    let output = command(namespace, "bash").args(["-ec", script]).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A program in a namespace, with /sys and bpffs as they are (`ip netns exec` would mount its own).
+fn command(namespace: &str, program: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{namespace}")).arg(program);
+    command
+}
+
+/// Runs `work` in a thread of the namespace.
+pub(crate) fn within<T: Send + 'static>(namespace: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let file = std::fs::File::open(format!("/run/netns/{namespace}")).unwrap();
+    let enter_and_work = move || {
+        setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+        work()
+    };
+    thread::spawn(enter_and_work).join().unwrap()
+}
+
+/// Puts an outer header around a packet.
+pub(crate) fn ipip(source: Ipv4Addr, inner: &[u8]) -> Vec<u8> {
+    let length = inner.len().try_into().unwrap();
+    let outer = Ipv4Header::new(length, 64, IpNumber::IPV4, source.octets(), REAL.octets()).unwrap();
+    with_header(&outer, inner)
+}
+
+/// A packet of this header, which may be any, and payload.
+pub(crate) fn with_header(header: &Ipv4Header, payload: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    header.write(&mut packet).unwrap();
+    packet.extend_from_slice(payload);
+    packet
+}
+
+/// An ICMP echo request from the client.
+pub(crate) fn echo(destination: Ipv4Addr) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ipv4(CLIENT.octets(), destination.octets(), 64).icmpv4_echo_request(7, 1);
+    builder.write(&mut packet, b"realsrv").unwrap();
+    packet
+}
+
+/// An answer to [`echo`] from `source`.
+pub(crate) fn echo_reply_from(source: Ipv4Addr) -> impl Fn(&[u8]) -> bool + Send + 'static {
+    move |packet| {
+        let Ok((ip, icmp)) = Ipv4Header::from_slice(packet) else { return false };
+        ip.source == source.octets() && icmp.first() == Some(&0) && icmp.ends_with(b"realsrv")
+    }
+}
+
+/// An ICMP destination unreachable with this code from the real.
+pub(crate) fn unreachable(code: u8) -> impl Fn(&[u8]) -> bool + Send + 'static {
+    move |packet| {
+        let Ok((_, icmp)) = Ipv4Header::from_slice(packet) else { return false };
+        icmp.starts_with(&[3, code])
+    }
+}
+
+/// A SYN from the client with an MSS option of `mss` after `padding` NOPs.
+pub(crate) fn syn(destination: Ipv4Addr, port: u16, mss: u16) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ipv4(CLIENT.octets(), destination.octets(), 64).tcp(40_000, port, 1, 64_000).syn();
+    let builder = builder.options(&[etherparse::TcpOptionElement::MaximumSegmentSize(mss)]).unwrap();
+    builder.write(&mut packet, &[]).unwrap();
+    packet
+}

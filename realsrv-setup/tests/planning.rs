@@ -1,0 +1,175 @@
+//! Desired and observed in, steps out: the decisions, one by one.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use realsrv_setup::{
+    desired::{Decap, Desired, Mss, Prefix},
+    observed::{Address, Config, Filter, Hook, HookQdisc, Ipip, Layer, Link, Observed, Program, Slot},
+    plan::{Programs, Refusal, Step, TUNNEL, plan},
+};
+
+fn link(index: u32, layer: Layer) -> Link {
+    Link { index, up: true, mtu: 1500, layer, enslaved: false, hook: HookQdisc::None }
+}
+
+fn host() -> Observed {
+    let sysctls = ["conf.all.arp_ignore", "conf.all.arp_announce", "conf.default.rp_filter", "ip_forward"];
+    let mut host = Observed {
+        links: BTreeMap::from([
+            ("lo".to_owned(), link(1, Layer::Loopback)),
+            ("eth0".to_owned(), link(2, Layer::Ethernet)),
+        ]),
+        addresses: vec![address("lo", "127.0.0.1", 8), address("eth0", "198.18.1.2", 24)],
+        sysctls: sysctls.map(|name| (format!("net.ipv4.{name}"), "0".to_owned())).into(),
+        ..Observed::default()
+    };
+    host.sysctls.insert("net.ipv4.icmp_ratelimit".to_owned(), "1000".to_owned());
+    host
+}
+
+fn address(device: &str, address: &str, length: u8) -> Address {
+    Address { device: device.to_owned(), address: address.parse().unwrap(), length }
+}
+
+fn desired() -> Desired {
+    Desired { vips: ["198.19.10.1".parse().unwrap()].into(), ..Desired::default() }
+}
+
+fn steps(desired: &Desired, host: &Observed) -> Vec<Step> {
+    plan(desired, host).unwrap().steps().cloned().collect()
+}
+
+fn installed(desired: &Desired, host: &Observed) -> Programs {
+    let install = |step| match step {
+        Step::InstallPrograms { to, .. } => Some(to),
+        _ => None,
+    };
+    steps(desired, host).into_iter().find_map(install).expect("programs to install")
+}
+
+fn position(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> usize {
+    steps.iter().position(wanted).expect("the step")
+}
+
+#[test]
+fn arp_is_silenced_before_the_vip_appears_and_decap_comes_last() {
+    let steps = steps(&desired(), &host());
+    let announce =
+        position(&steps, |step| matches!(step, Step::SetSysctl { name, .. } if name.contains("arp_announce")));
+    let ignore = position(&steps, |step| matches!(step, Step::SetSysctl { name, .. } if name.contains("arp_ignore")));
+    let vip = position(&steps, |step| matches!(step, Step::AddAddress { device, .. } if device == "lo"));
+    assert!(ignore < vip && announce < vip);
+    assert!(matches!(steps.last(), Some(Step::InstallPrograms { from: None, .. })));
+}
+
+#[test]
+fn settings_that_are_as_silent_are_left() {
+    for (ignore, announce, changes) in [("1", "2", 0), ("2", "2", 0), ("8", "2", 0), ("4", "2", 1), ("0", "1", 2)] {
+        let mut host = host();
+        host.sysctls.insert("net.ipv4.conf.all.arp_ignore".to_owned(), ignore.to_owned());
+        host.sysctls.insert("net.ipv4.conf.all.arp_announce".to_owned(), announce.to_owned());
+        let arp = |step: &&Step| matches!(step, Step::SetSysctl { name, .. } if name.contains("arp_"));
+        assert_eq!(steps(&desired(), &host).iter().filter(arp).count(), changes, "{ignore} {announce}");
+    }
+}
+
+#[test]
+fn auto_uses_the_kernel_tunnel_where_it_could_be_loaded() {
+    let host = Observed { ipip: Ipip::Loadable, ..host() };
+    let steps = steps(&desired(), &host);
+    let module = position(&steps, |step| matches!(step, Step::LoadModule { .. }));
+    let filter = position(&steps, |step| matches!(step, Step::SetSysctl { name, .. } if name.contains(TUNNEL)));
+    let address = position(&steps, |step| matches!(step, Step::AddAddress { device, .. } if device == TUNNEL));
+    let up = position(&steps, |step| matches!(step, Step::LinkUp { .. }));
+    assert!(module < filter && filter < address && address < up, "configured before packets flow");
+    let programs = installed(&desired(), &host);
+    assert!(programs.slots.iter().all(|(_, program)| *program == Program::Clamp));
+}
+
+#[test]
+fn auto_keeps_the_program_where_it_decapsulates_already() {
+    let filter = Filter::Ours { program: Program::Decap, config: Config::default() };
+    let slot = Slot { device: "eth0".to_owned(), hook: Hook::Ingress };
+    let host = Observed { ipip: Ipip::Loadable, filters: [(slot, filter)].into(), ..host() };
+    assert!(!steps(&desired(), &host).iter().any(|step| matches!(step, Step::LoadModule { .. })));
+}
+
+#[test]
+fn tunnel_with_an_address_of_its_own_gets_no_other() {
+    let mut host = Observed { ipip: Ipip::Present, ..host() };
+    host.links.insert(TUNNEL.to_owned(), link(3, Layer::Other));
+    host.sysctls.insert(format!("net.ipv4.conf.{TUNNEL}.rp_filter"), "2".to_owned());
+    host.addresses.push(address(TUNNEL, "198.18.7.1", 32));
+    let touches =
+        |step: &Step| matches!(step, Step::AddAddress { device, .. } | Step::LinkUp { device } if device == TUNNEL);
+    assert!(!steps(&desired(), &host).iter().any(touches));
+}
+
+#[test]
+fn kernel_tunnel_with_lb_sources_is_guarded() {
+    let desired = Desired { lb_sources: ["198.18.9.0/24".parse().unwrap()].into(), ..desired() };
+    let programs = installed(&desired, &Observed { ipip: Ipip::Loadable, ..host() });
+    assert!(programs.slots.contains(&("eth0".to_owned(), Program::Guard)));
+    assert_eq!(programs.config.sources, desired.lb_sources);
+}
+
+#[test]
+fn programs_are_told_the_vips_the_host_and_the_mss() {
+    let config = installed(&desired(), &host()).config;
+    assert_eq!(config.vips, ["198.19.10.1".parse().unwrap()].into());
+    assert_eq!(config.hosts, [Ipv4Addr::new(198, 18, 1, 2)].into(), "no loopback address");
+    assert_eq!(config.sources, [Prefix::ALL].into());
+    assert_eq!(config.mss, [("eth0".to_owned(), 1440)].into());
+}
+
+#[test]
+fn vip_on_lo_is_no_host_address() {
+    let mut host = host();
+    host.addresses.push(address("lo", "198.19.10.1", 32));
+    assert_eq!(installed(&desired(), &host).config.hosts, [Ipv4Addr::new(198, 18, 1, 2)].into());
+}
+
+#[test]
+fn mss_off_with_an_open_kernel_tunnel_needs_no_program() {
+    let desired = Desired { mss: Mss::Off, ..desired() };
+    let host = Observed { ipip: Ipip::Loadable, ..host() };
+    let program = |step: &Step| matches!(step, Step::InstallPrograms { .. } | Step::AddClsact { .. });
+    assert!(!steps(&desired, &host).iter().any(program));
+}
+
+#[test]
+fn devices_by_default_are_up_ethernet_with_an_address_and_their_own() {
+    let mut host = host();
+    let tap = Link { up: false, ..link(3, Layer::Ethernet) };
+    let port = Link { enslaved: true, ..link(4, Layer::Ethernet) };
+    for (name, link) in
+        [("down0", tap), ("port0", port), ("ppp0", link(5, Layer::Other)), ("bare0", link(6, Layer::Ethernet))]
+    {
+        host.links.insert(name.to_owned(), link);
+        if name != "bare0" {
+            host.addresses.push(address(name, "198.18.3.1", 24));
+        }
+    }
+    let programs = installed(&desired(), &host);
+    assert!(programs.slots.iter().all(|(device, _)| device == "eth0"), "{programs:?}");
+}
+
+#[test]
+fn ipip_without_a_tunnel_is_refused() {
+    let desired = Desired { decap: Decap::Ipip, ..desired() };
+    assert_eq!(plan(&desired, &host()), Err(Refusal::NoIpip));
+}
+
+#[test]
+fn a_device_too_small_for_the_headers_is_refused() {
+    let mut host = host();
+    host.links.insert("eth0".to_owned(), Link { mtu: 60, ..link(2, Layer::Ethernet) });
+    assert!(matches!(plan(&desired(), &host), Err(Refusal::MtuTooSmall { .. })));
+}

@@ -1,0 +1,285 @@
+//! Every step fails once, and every moment sees a crash once, on a host that is only a model.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
+use std::{collections::BTreeMap, convert::Infallible, net::Ipv4Addr};
+
+use realsrv_setup::{
+    desired::{Decap, Desired, Vip},
+    journal::Journal,
+    observed::{Address, Filter, HookQdisc, Ipip, Layer, Link, Observed, Slot},
+    plan::{Programs, Step, TUNNEL, plan},
+    run::{self, Host, Store, Undone, apply, remove},
+};
+
+#[derive(Debug, thiserror::Error)]
+#[error("injected at {0}")]
+struct Injected(String);
+
+/// How the step fails that fails.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Failure {
+    /// Without effect.
+    Before,
+    /// After its effect.
+    After,
+}
+
+/// A host as a plan sees it. Steps change the model as the kernel would.
+struct Model {
+    now: Observed,
+    executed: usize,
+    fail: Option<(usize, Failure)>,
+}
+
+impl Model {
+    fn new(now: Observed) -> Self {
+        Self { now, executed: 0, fail: None }
+    }
+
+    fn change(&mut self, step: &Step) {
+        let now = &mut self.now;
+        match step.clone() {
+            Step::SetSysctl { name, to, .. } => {
+                now.sysctls.insert(name, to);
+            }
+            Step::LoadModule { .. } => {
+                now.ipip = Ipip::Present;
+                now.links.insert(TUNNEL.to_owned(), link(9, false, Layer::Other));
+                now.sysctls.insert(format!("net.ipv4.conf.{TUNNEL}.rp_filter"), "0".to_owned());
+            }
+            Step::AddAddress { device, address } => now.addresses.push(Address { device, address, length: 32 }),
+            Step::LinkUp { device } => self.link(&device).up = true,
+            Step::AddClsact { device } => self.link(&device).hook = HookQdisc::Clsact,
+            Step::InstallPrograms { to, .. } => self.install(&to),
+        }
+    }
+
+    fn install(&mut self, programs: &Programs) {
+        let filter = |(device, program): &(String, _)| {
+            let slot = Slot { device: device.clone(), hook: realsrv_setup::observed::Program::hook(*program) };
+            (slot, Filter::Ours { program: *program, config: programs.config.seen_by(*program) })
+        };
+        self.now.filters = programs.slots.iter().map(filter).collect();
+    }
+
+    fn link(&mut self, device: &str) -> &mut Link {
+        self.now.links.get_mut(device).unwrap()
+    }
+}
+
+impl Host for Model {
+    type Error = Injected;
+
+    fn observe(&mut self) -> Result<Observed, Injected> {
+        Ok(self.now.clone())
+    }
+
+    fn execute(&mut self, step: &Step) -> Result<(), Injected> {
+        let failure = self.fail.filter(|(at, _)| *at == self.executed).map(|(_, failure)| failure);
+        self.executed += 1;
+        if failure != Some(Failure::Before) {
+            self.change(step);
+        }
+        failure.map_or(Ok(()), |_| Err(Injected(format!("{step:?}"))))
+    }
+
+    fn undo(&mut self, step: &Step) -> Result<Undone, Injected> {
+        match step.clone() {
+            Step::SetSysctl { name, from, to } => match self.now.sysctls.get(&name) {
+                Some(now) if *now == to => drop(self.now.sysctls.insert(name, from)),
+                _ => return Ok(Undone::Already),
+            },
+            Step::LoadModule { .. } => {
+                self.now.ipip = Ipip::Loadable;
+                self.now.links.remove(TUNNEL);
+                self.now.sysctls.remove(&format!("net.ipv4.conf.{TUNNEL}.rp_filter"));
+            }
+            Step::AddAddress { device, address } => {
+                self.now.addresses.retain(|found| (&found.device, found.address) != (&device, address));
+            }
+            Step::LinkUp { device } => self.link(&device).up = false,
+            Step::AddClsact { device } => {
+                if self.now.filters.keys().any(|slot| slot.device == device) {
+                    return Ok(Undone::Left("in use".to_owned()));
+                }
+                self.link(&device).hook = HookQdisc::None;
+            }
+            Step::InstallPrograms { from, .. } => self.install(&from.unwrap_or_default()),
+        }
+        Ok(Undone::Restored)
+    }
+}
+
+/// Remembers what would be on the disk.
+#[derive(Default)]
+struct Disk(Journal);
+
+impl Store for Disk {
+    type Error = Infallible;
+
+    fn save(&mut self, journal: &Journal) -> Result<(), Infallible> {
+        // Through the format, as a file would.
+        self.0 = serde_json::from_str(&serde_json::to_string(journal).unwrap()).unwrap();
+        assert_eq!(self.0, *journal);
+        Ok(())
+    }
+}
+
+fn link(index: u32, up: bool, layer: Layer) -> Link {
+    Link { index, up, mtu: 1500, layer, enslaved: false, hook: HookQdisc::None }
+}
+
+fn host() -> Observed {
+    let sysctls = [
+        ("conf.all.arp_ignore", "0"),
+        ("conf.all.arp_announce", "0"),
+        ("conf.default.rp_filter", "0"),
+        ("icmp_ratelimit", "1000"),
+        ("ip_forward", "0"),
+    ];
+    Observed {
+        links: BTreeMap::from([
+            ("lo".to_owned(), link(1, true, Layer::Loopback)),
+            ("eth0".to_owned(), link(2, true, Layer::Ethernet)),
+            ("eth1".to_owned(), link(3, true, Layer::Ethernet)),
+        ]),
+        addresses: vec![address("eth0", [198, 18, 1, 2]), address("eth1", [198, 18, 2, 2])],
+        sysctls: sysctls.into_iter().map(|(name, value)| (format!("net.ipv4.{name}"), value.to_owned())).collect(),
+        ipip: Ipip::Loadable,
+        ..Observed::default()
+    }
+}
+
+fn address(device: &str, octets: [u8; 4]) -> Address {
+    Address { device: device.to_owned(), address: octets.into(), length: 24 }
+}
+
+fn vip(last: u8) -> Vip {
+    Ipv4Addr::new(198, 19, 10, last).try_into().unwrap()
+}
+
+fn desired(vips: &[u8], decap: Decap) -> Desired {
+    let lb_sources = ["198.18.9.0/24".parse().unwrap()].into();
+    Desired { vips: vips.iter().map(|&last| vip(last)).collect(), decap, lb_sources, ..Desired::default() }
+}
+
+/// Both ways to decapsulate, on a fresh host and on one that serves another VIP already.
+fn cases() -> Vec<(Observed, Journal, Desired)> {
+    let mut cases = Vec::new();
+    for decap in [Decap::Ipip, Decap::Ebpf] {
+        cases.push((host(), Journal::default(), desired(&[1], decap)));
+        let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
+        apply(&mut model, &mut disk, &mut journal, desired(&[1], decap)).unwrap();
+        cases.push((model.now, journal, desired(&[1, 2], decap)));
+    }
+    cases
+}
+
+fn steps(host: &Observed, desired: &Desired) -> usize {
+    plan(desired, host).unwrap().steps().count()
+}
+
+#[test]
+fn apply_makes_the_plan_empty_and_remove_restores() {
+    for decap in [Decap::Ipip, Decap::Ebpf] {
+        let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
+        for vips in [&[1_u8][..], &[1, 2]] {
+            let wanted = desired(vips, decap);
+            assert!(!apply(&mut model, &mut disk, &mut journal, wanted.clone()).unwrap().is_empty());
+            assert!(apply(&mut model, &mut disk, &mut journal, wanted).unwrap().is_empty());
+        }
+        remove(&mut model, &mut disk, &mut journal, &[]).unwrap();
+        assert_eq!(model.now, host());
+        assert!(disk.0.is_empty());
+    }
+}
+
+#[test]
+fn a_failure_at_any_step_leaves_the_host_and_the_journal_as_they_were() {
+    for (before, noted, wanted) in cases() {
+        for at in 0..steps(&before, &wanted) {
+            for failure in [Failure::Before, Failure::After] {
+                let (mut model, mut disk) = (Model::new(before.clone()), Disk(noted.clone()));
+                model.fail = Some((at, failure));
+                let error = apply(&mut model, &mut disk, &mut noted.clone(), wanted.clone()).unwrap_err();
+                assert!(error.to_string().ends_with("the host is as it was before"), "{error}");
+                assert_eq!(model.now, before, "step {at}, {failure:?}");
+                assert_eq!(disk.0, noted, "step {at}, {failure:?}");
+            }
+        }
+    }
+}
+
+/// The host and the disk as a crash leaves them: the steps before `at` ran; that one is noted, and ran if `ran`.
+fn crashed(before: &Observed, noted: &Journal, wanted: &Desired, at: usize, ran: bool) -> (Model, Disk) {
+    let mut model = Model::new(before.clone());
+    let mut journal = noted.clone();
+    journal.intent = Some(wanted.clone());
+    for (index, step) in plan(wanted, before).unwrap().steps().enumerate().take(at + 1) {
+        journal.record(step);
+        if index < at || ran {
+            model.change(step);
+        }
+    }
+    (model, Disk(journal))
+}
+
+#[test]
+fn a_crash_at_any_step_is_undone_by_remove() {
+    for (before, noted, wanted) in cases() {
+        for at in 0..steps(&before, &wanted) {
+            for ran in [false, true] {
+                let (mut model, mut disk) = crashed(&before, &noted, &wanted, at, ran);
+                let mut journal = disk.0.clone();
+                remove(&mut model, &mut disk, &mut journal, &[]).unwrap();
+                assert_eq!(model.now, host(), "step {at}, ran {ran}");
+                assert!(disk.0.is_empty());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_crash_at_any_step_is_finished_by_apply() {
+    for (before, noted, wanted) in cases() {
+        for at in 0..steps(&before, &wanted) {
+            for ran in [false, true] {
+                let (mut model, mut disk) = crashed(&before, &noted, &wanted, at, ran);
+                let mut journal = disk.0.clone();
+                apply(&mut model, &mut disk, &mut journal, wanted.clone()).unwrap();
+                assert!(plan(&wanted, &model.now).unwrap().is_empty());
+                remove(&mut model, &mut disk, &mut journal, &[]).unwrap();
+                assert_eq!(model.now, host(), "step {at}, ran {ran}");
+            }
+        }
+    }
+}
+
+#[test]
+fn removing_one_vip_leaves_a_host_as_if_it_had_never_been() {
+    for decap in [Decap::Ipip, Decap::Ebpf] {
+        let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
+        apply(&mut model, &mut disk, &mut journal, desired(&[1], decap)).unwrap();
+        let one = model.now.clone();
+        apply(&mut model, &mut disk, &mut journal, desired(&[1, 2], decap)).unwrap();
+        remove(&mut model, &mut disk, &mut journal, &[vip(2)]).unwrap();
+        assert_eq!(model.now, one);
+        assert_eq!(disk.0.intent, Some(desired(&[1], decap)));
+    }
+}
+
+#[test]
+fn a_refused_plan_touches_neither_host_nor_disk() {
+    let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
+    let wanted = Desired { interfaces: ["eth7".to_owned()].into(), ..desired(&[1], Decap::Auto) };
+    let error = apply(&mut model, &mut disk, &mut journal, wanted).unwrap_err();
+    assert!(matches!(error, run::Error::Refused(_)));
+    assert_eq!((model.executed, model.now), (0, host()));
+    assert!(disk.0.is_empty());
+}
