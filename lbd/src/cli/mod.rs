@@ -2,6 +2,8 @@
 
 pub mod client;
 pub mod render;
+#[cfg(test)]
+mod tests;
 
 use std::io::{self, IsTerminal, Write};
 use std::net::IpAddr;

@@ -1,14 +1,11 @@
 //! Tells when the kernel's routes, neighbours, links or addresses have changed; not what: the reader looks again.
 
+use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 use rtnetlink::MulticastGroup;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket, protocols};
 use tokio::sync::mpsc;
 
 /// Changes come in bursts (a route, its link, its neighbours): one word for all that follow the first this closely.
@@ -26,7 +23,7 @@ const GROUPS: [MulticastGroup; 4] =
 /// # Errors
 /// The socket cannot be opened or bound.
 pub fn watch() -> io::Result<mpsc::Receiver<()>> {
-    let socket = AsyncFd::register_with_interest(subscribe()?, Interest::READABLE)?;
+    let socket = subscribe()?;
     let (changed, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         tokio::select! {
@@ -37,34 +34,32 @@ pub fn watch() -> io::Result<mpsc::Receiver<()>> {
     Ok(receiver)
 }
 
-fn subscribe() -> nix::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+fn subscribe() -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(protocols::NETLINK_ROUTE)?;
     let groups = GROUPS.iter().fold(0, |mask, group| mask | 1 << (*group as u32 - 1));
-    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
-    Ok(fd)
+    socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
+    Ok(socket)
 }
 
 /// Runs until the socket fails for good; gives the reason.
-async fn notify(socket: &AsyncFd<OwnedFd>, changed: &mpsc::Sender<()>) -> io::Error {
+async fn notify(socket: &TokioSocket, changed: &mpsc::Sender<()>) -> io::Error {
+    // Sixteen bytes are enough: only the coming of a message matters, and the kernel throws the rest of it away.
     loop {
-        if let Err(error) = socket.async_io(Interest::READABLE, take).await {
+        if let Err(error) = overrun_is_news(poll_fn(|cx| socket.poll_recv(cx, &mut &mut [0; 16][..])).await) {
             return error;
         }
         tokio::time::sleep(DEBOUNCE).await;
         // Emptied before the word is given: what comes later gets a word of its own.
-        while take(socket.get_ref()).is_ok() {}
+        while overrun_is_news(socket.socket_ref().recv(&mut &mut [0; 16][..], 0).map(drop)).is_ok() {}
         // Full: a word is waiting that was given after this change. Closed: the caller's select ends this task.
         let _ = changed.try_send(());
     }
 }
 
-/// Takes one message, or one overrun, off the socket.
-fn take(fd: &OwnedFd) -> io::Result<()> {
-    // The rest of a longer message is thrown away: only its coming matters.
-    match recv(fd.as_raw_fd(), &mut [0; 16], MsgFlags::empty()) {
-        // ENOBUFS (netlink(7)): messages were lost. Reading it clears it.
-        Ok(_) | Err(Errno::ENOBUFS) => Ok(()),
-        Err(errno) => Err(errno.into()),
+/// ENOBUFS (netlink(7)): the buffer was full and messages were lost, so something changed. Reading the error clears it.
+fn overrun_is_news(taken: io::Result<()>) -> io::Result<()> {
+    match taken {
+        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
+        taken => taken,
     }
 }
