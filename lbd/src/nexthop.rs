@@ -18,6 +18,7 @@ use futures::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::RouteType;
 use rtnetlink::{Handle, RouteMessageBuilder};
+use tokio::sync::Mutex;
 
 use tables::{Route, Tables};
 pub use watch::watch;
@@ -97,20 +98,21 @@ pub enum Unresolved {
 }
 
 /// Asks the kernel for next hops, in the network namespace it was made in.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Resolver {
     handle: Handle,
+    dump: Mutex<()>,
 }
 
 impl Resolver {
-    /// Opens a netlink socket. Must be called inside a tokio runtime; the socket closes with the last clone.
+    /// Opens a netlink socket. Must be called inside a tokio runtime; the socket closes when this is dropped.
     ///
     /// # Errors
     /// The socket cannot be opened.
     pub fn new() -> std::io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, dump: Mutex::new(()) })
     }
 
     /// The next hop of one real.
@@ -153,13 +155,15 @@ impl Resolver {
     }
 
     async fn tables(&self) -> Result<Tables, Unresolved> {
+        // A netlink socket carries one dump at a time; the kernel answers a second with EBUSY.
+        let _alone = self.dump.lock().await;
         let failed = |table| move |source| Unresolved::Netlink { table, source };
         let mut links = self.handle.link().get().execute();
-        let mut neighbours = self.handle.neighbours().get().set_address_family(AddressFamily::Unspec).execute();
         let mut tables = Tables::default();
         while let Some(message) = links.try_next().await.map_err(failed("link table"))? {
             tables.add_link(&message);
         }
+        let mut neighbours = self.handle.neighbours().get().set_address_family(AddressFamily::Unspec).execute();
         while let Some(message) = neighbours.try_next().await.map_err(failed("neighbour table"))? {
             tables.add_neighbour(&message);
         }

@@ -131,9 +131,24 @@ fn some_stats() -> Stats {
     }
 }
 
+/// A snapshot, written from the line below its opening quote on.
+fn shown(text: &str) -> &str {
+    text.trim_start_matches('\n')
+}
+
 #[test]
 fn reals_plain_are_aligned_columns() {
-    assert_eq!(render::reals(&some_reals(), plain()), "X");
+    assert_eq!(
+        render::reals(&some_reals(), plain()),
+        shown(
+            "
+VIP                 REAL            WEIGHT  ADMIN     STATE  REASON       SINCE  CHECKED  RTT     SHARE
+198.19.10.1:80/tcp  198.18.222.11      100  enabled   UP     L4OK         3m07s       1s  210 us  66.7 %
+198.19.10.1:80/tcp  198.18.222.12      100  draining  DOWN   PORT_CLOSED  5h00m       1s       -   0.0 %
+198.19.10.1:80/tcp  198.18.222.113     100  enabled   INIT   INIT            0s    never       -  33.3 %
+"
+        )
+    );
 }
 
 #[test]
@@ -148,17 +163,59 @@ fn reals_on_a_terminal_are_coloured_by_state() {
 
 #[test]
 fn vips_plain_are_aligned_columns() {
-    assert_eq!(render::vips(&some_vips(), plain()), "X");
+    assert_eq!(
+        render::vips(&some_vips(), plain()),
+        shown(
+            "
+VIP                 UP   PACKETS  BYTES      SLOTS  DIGEST            WINDOW
+198.19.10.1:80/tcp  1/3  1234567  987654321  16384  9f86d081884c7d65  14m59s
+198.19.10.1:*/udp   1/3        0          0  16384  9f86d081884c7d65  -
+"
+        )
+    );
 }
 
 #[test]
 fn status_plain_shows_everything_at_a_glance() {
-    assert_eq!(render::status(&some_status(), plain()), "X");
+    assert_eq!(
+        render::status(&some_status(), plain()),
+        shown(
+            "
+lbd        0.1.0 pid 42, running for 12d04h
+config     /etc/lbd/lbd.toml revision 3, loaded 59s ago
+           last reload refused: lbd.toml:3:1: wrong
+           3 | x
+interface  eth0 native, attached
+program    id 17, 4521 instructions verified
+prober     6 checks, 1234 probes sent, 0 forged, 2 late, lag 120 us
+
+VIP                 UP   SLOTS  DIGEST
+198.19.10.1:80/tcp  3/3  16384  9f86d081884c7d65
+"
+        )
+    );
 }
 
 #[test]
 fn stats_plain_are_three_tables() {
-    assert_eq!(render::stats(&some_stats(), plain()), "X");
+    assert_eq!(
+        render::stats(&some_stats(), plain()),
+        shown(
+            "
+VIP                 PACKETS  BYTES
+198.19.10.1:80/tcp       12   3456
+
+REAL           PACKETS  BYTES
+198.18.222.11       12   3456
+
+VERDICT  REASON     PACKETS
+tx       forwarded       12
+drop     fragment         1
+
+tracked flows: 5 hits, 6 misses
+"
+        )
+    );
 }
 
 #[test]
