@@ -1,3 +1,4 @@
+use std::fmt::Write;
 use std::time::Duration;
 
 use super::*;
@@ -68,7 +69,7 @@ fn parse_good_file_gives_sorted_domain_with_defaults_applied() {
         fall: 2,
     };
     assert_eq!(vip.timing(), timing);
-    assert_eq!(vip.flow_idle(), Duration::from_secs(900));
+    assert_eq!(vip.flow_idle(), Duration::from_mins(15));
     assert_eq!(vip.on_all_down(), OnAllDown::Keep);
 }
 
@@ -115,16 +116,16 @@ macro_rules! refuses {
 }
 
 refuses! {
-    parse_syntax_error_is_shown_with_its_line: "port     = 80" => "port     = ", r#"
+    parse_syntax_error_is_shown_with_its_line: "port     = 80" => "port     = ", r"
 lbd.toml:13:12: string values must be quoted, expected literal string
 13 | port     = 
    |            ^
-"#;
-    parse_unknown_key_lists_the_allowed_ones: "weight  = 7" => "wieght  = 7", r#"
+";
+    parse_unknown_key_lists_the_allowed_ones: "weight  = 7" => "wieght  = 7", r"
 lbd.toml:21:3: unknown field `wieght`, expected `address` or `weight`
 21 |   wieght  = 7
    |   ^^^^^^
-"#;
+";
     parse_wrong_type_says_what_is_allowed: "port     = 80" => "port     = \"80\"", r#"
 lbd.toml:13:12: invalid type: string "80", expected a whole number
 13 | port     = "80"
@@ -135,11 +136,11 @@ lbd.toml:7:12: invalid type: integer `2`, expected a duration such as "500ms", "
 7 | interval = 2
   |            ^
 "#;
-    parse_missing_key_is_named: "protocol = \"tcp\"\n" => "", r#"
+    parse_missing_key_is_named: "protocol = \"tcp\"\n" => "", r"
 lbd.toml:10:1: missing field `protocol`
 10 | [[vip]]
    | ^^^^^^^
-"#;
+";
     parse_bad_address_is_shown: "198.18.222.12" => "198.18.222.256", r#"
 lbd.toml:17:13: `address` "198.18.222.256" is not an address: allowed is an IPv4 address such as "198.18.222.11"
 17 |   address = "198.18.222.256"
@@ -175,21 +176,21 @@ lbd.toml:17:13: real 198.19.10.1 is also a VIP: its packets would come straight 
 17 |   address = "198.19.10.1"
    |             ^^^^^^^^^^^^^
 "#;
-    parse_weight_out_of_range_says_the_range: "weight  = 7" => "weight  = 65536", r#"
+    parse_weight_out_of_range_says_the_range: "weight  = 7" => "weight  = 65536", r"
 lbd.toml:21:13: `weight` 65536 is out of range: allowed is 0..=65535
 21 |   weight  = 65536
    |             ^^^^^
-"#;
-    parse_negative_weight_says_the_range: "weight  = 7" => "weight  = -1", r#"
+";
+    parse_negative_weight_says_the_range: "weight  = 7" => "weight  = -1", r"
 lbd.toml:21:13: `weight` -1 is out of range: allowed is 0..=65535
 21 |   weight  = -1
    |             ^^
-"#;
-    parse_port_out_of_range_says_the_range: "port     = 80" => "port     = 65536", r#"
+";
+    parse_port_out_of_range_says_the_range: "port     = 80" => "port     = 65536", r"
 lbd.toml:13:12: `port` 65536 is out of range: allowed is 0..=65535
 13 | port     = 65536
    |            ^^^^^
-"#;
+";
     parse_unknown_protocol_says_the_choice: "protocol = \"tcp\"" => "protocol = \"sctp\"", r#"
 lbd.toml:12:12: `protocol` "sctp" is not known: allowed is "tcp" or "udp"
 12 | protocol = "sctp"
@@ -245,11 +246,11 @@ lbd.toml:14:44: `fast_interval` "501ms" is out of range: allowed is 10ms to 500m
 14 | check    = { kind = "tcp", fast_interval = "501ms" }
    |                                            ^^^^^^^
 "#;
-    parse_fall_0_says_the_range: "fall     = 2" => "fall     = 0", r#"
+    parse_fall_0_says_the_range: "fall     = 2" => "fall     = 0", r"
 lbd.toml:8:12: `fall` 0 is out of range: allowed is 1..=255
 8 | fall     = 0
   |            ^
-"#;
+";
     parse_bad_seed_says_the_form: "[defaults]" => "seed = \"abc\"\n[defaults]", r#"
 lbd.toml:6:8: `seed` "abc" is not 32 hexadecimal digits
 6 | seed = "abc"
@@ -280,11 +281,11 @@ lbd.toml:3:13: `interface` names "eth0" twice
 3 | interface = ["eth0", "eth0"]
   |             ^^^^^^^^^^^^^^^^
 "#;
-    parse_no_interface_is_refused: "\"eth0\"" => "[]", r#"
+    parse_no_interface_is_refused: "\"eth0\"" => "[]", r"
 lbd.toml:3:13: `interface` is empty: name at least one device
 3 | interface = []
   |             ^^
-"#;
+";
 }
 
 #[test]
@@ -336,8 +337,10 @@ lbd.toml:21:13: `weight` 70000 is out of range: allowed is 0..=65535
 fn parse_vips_over_the_limit_are_refused() {
     let mut text = "node.interface = \"eth0\"\n".to_owned();
     for port in 1..=513 {
-        text +=
-            &format!("[[vip]]\naddress = \"198.19.0.1\"\nprotocol = \"tcp\"\nport = {port}\ncheck.kind = \"tcp\"\n");
+        let _ = write!(
+            text,
+            "[[vip]]\naddress = \"198.19.0.1\"\nprotocol = \"tcp\"\nport = {port}\ncheck.kind = \"tcp\"\n"
+        );
         text += "[[vip.real]]\naddress = \"198.18.0.1\"\n";
     }
     assert_eq!(
@@ -355,7 +358,7 @@ lbd.toml:3587:11: 513 VIPs are too many: at most 512 are allowed, this is the fi
 fn parse_reals_over_the_limit_are_refused() {
     let mut text = GOOD.to_owned();
     for n in 0..4094 {
-        text += &format!("[[vip.real]]\naddress = \"198.18.{}.{}\"\n", n / 200, n % 200);
+        let _ = write!(text, "[[vip.real]]\naddress = \"198.18.{}.{}\"\n", n / 200, n % 200);
     }
     assert_eq!(
         refused(&text),
