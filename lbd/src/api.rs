@@ -1,1 +1,213 @@
-//! x
+//! The API: HTTP and JSON on a unix socket. It holds no state; every question goes to the daemon's owner task.
+//!
+//! ```text
+//! GET /v1/status  /v1/vips  /v1/reals  /v1/stats     POST /v1/reload
+//! ```
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Serialize;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::model::{ErrorBody, RealRow, ReloadResult, Stats, Status, VipRow};
+
+/// How long the owner task may take to answer; a reload fills rings and waits for the kernel.
+const ANSWER_TIME: Duration = Duration::from_secs(30);
+/// Who may talk to the daemon: its user and its group.
+const SOCKET_MODE: u32 = 0o660;
+
+/// A question to the daemon's owner task, with the place for the answer.
+#[derive(Debug)]
+pub enum Request {
+    /// The daemon as a whole.
+    Status(oneshot::Sender<Status>),
+    /// Every VIP.
+    Vips(oneshot::Sender<Vec<VipRow>>),
+    /// Every real of every VIP.
+    Reals(oneshot::Sender<Vec<RealRow>>),
+    /// The data plane's counters.
+    Stats(oneshot::Sender<Stats>),
+    /// Read the configuration again; the error says why the old one stays in force.
+    Reload(oneshot::Sender<Result<ReloadResult, String>>),
+}
+
+/// Why the socket could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// A living daemon owns it.
+    #[error("{} belongs to a running lbd: stop it first, or give this one another --socket", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something that is not a socket has that name; it is left alone.
+    #[error("{} exists and is not a socket: remove it, or choose another --socket", path.display())]
+    NotASocket {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("cannot {operation} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// The bound socket; dropping it removes the file, unless another daemon has taken the name meanwhile.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    _file: SocketFile,
+}
+
+impl Server {
+    /// Binds `path`, in place of the socket of a daemon that died. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`BindError`]: a living daemon has it, or the system refuses.
+    pub fn bind(path: &Path) -> Result<Self, BindError> {
+        let failed = |operation| move |source| BindError::Io { operation, path: path.to_path_buf(), source };
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(failed("create the directory of"))?;
+        }
+        refuse_occupied(path)?;
+        // Bound under another name and moved into place: nobody can connect before the mode is right.
+        let aside = path.with_extension(format!("{}.new", std::process::id()));
+        let file = SocketFile { path: aside, inode: None };
+        let listener = UnixListener::bind(&file.path).map_err(failed("bind"))?;
+        fs::set_permissions(&file.path, Permissions::from_mode(SOCKET_MODE)).map_err(failed("set the mode of"))?;
+        let inode = fs::symlink_metadata(&file.path).map_err(failed("stat"))?.ino();
+        fs::rename(&file.path, path).map_err(failed("move into place"))?;
+        Ok(Self { listener, _file: SocketFile { path: path.to_path_buf(), inode: Some(inode) } })
+    }
+
+    /// Answers until `stop` ends; requests under way are finished.
+    ///
+    /// # Errors
+    /// The socket fails.
+    pub async fn serve(
+        self,
+        requests: mpsc::Sender<Request>,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> io::Result<()> {
+        axum::serve(self.listener, router(requests)).with_graceful_shutdown(stop).await
+    }
+}
+
+/// The routes alone.
+pub fn router(requests: mpsc::Sender<Request>) -> Router {
+    Router::new()
+        .route("/v1/status", get(async |owner: Owner| ask(owner, Request::Status).await.map(Json)))
+        .route("/v1/vips", get(async |owner: Owner| ask(owner, Request::Vips).await.map(Json)))
+        .route("/v1/reals", get(async |owner: Owner| ask(owner, Request::Reals).await.map(Json)))
+        .route("/v1/stats", get(async |owner: Owner| ask(owner, Request::Stats).await.map(Json)))
+        .route("/v1/reload", post(reload))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(requests)
+}
+
+type Owner = State<mpsc::Sender<Request>>;
+
+async fn ask<T>(State(requests): Owner, question: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, ApiError> {
+    let (reply, answer) = oneshot::channel();
+    let exchange = async {
+        requests.send(question(reply)).await.map_err(|_| ApiError::Stopping)?;
+        answer.await.map_err(|_| ApiError::Stopping)
+    };
+    tokio::time::timeout(ANSWER_TIME, exchange).await.unwrap_or(Err(ApiError::Late))
+}
+
+async fn reload(owner: Owner) -> Result<Json<ReloadResult>, ApiError> {
+    ask(owner, Request::Reload).await?.map(Json).map_err(ApiError::Refused)
+}
+
+async fn unknown_path(uri: Uri) -> ApiError {
+    ApiError::UnknownPath(uri)
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::WrongMethod { method, uri }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ApiError {
+    #[error("the daemon is stopping")]
+    Stopping,
+    #[error("the daemon did not answer within {} s", ANSWER_TIME.as_secs())]
+    Late,
+    #[error("{0}")]
+    Refused(String),
+    #[error("{} is not a path of this API", .0.path())]
+    UnknownPath(Uri),
+    #[error("{} does not take {method}", uri.path())]
+    WrongMethod { method: Method, uri: Uri },
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = match self {
+            Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Late => StatusCode::GATEWAY_TIMEOUT,
+            Self::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::UnknownPath(_) => StatusCode::NOT_FOUND,
+            Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
+        };
+        error_response(status, &ErrorBody { error: self.to_string() })
+    }
+}
+
+fn error_response(status: StatusCode, body: &impl Serialize) -> Response {
+    (status, Json(body)).into_response()
+}
+
+/// Only a socket that nobody listens on may be replaced.
+fn refuse_occupied(path: &Path) -> Result<(), BindError> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(BindError::Io { operation: "stat", path: path.to_path_buf(), source }),
+    };
+    if !found.file_type().is_socket() {
+        return Err(BindError::NotASocket { path: path.to_path_buf() });
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        Ok(_) => Err(BindError::InUse { path: path.to_path_buf() }),
+        Err(source) => {
+            Err(BindError::Io { operation: "try whether anyone answers at", path: path.to_path_buf(), source })
+        }
+    }
+}
+
+/// A socket's file, removed on drop; with an inode, only while it is still that one.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    inode: Option<u64>,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|found| self.inode.is_none_or(|inode| inode == found.ino()));
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the API's socket");
+        }
+    }
+}

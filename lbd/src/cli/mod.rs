@@ -1,1 +1,122 @@
-//! x
+//! `lbctl`: a question over the socket, its answer as a table for people or as JSON for programs.
+
+pub mod client;
+pub mod render;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, IsTerminal, Write};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use client::{Client, ClientError};
+use render::Style;
+
+/// Where `lbd` listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/lbd/lbd.sock";
+
+/// Ask a running lbd, the XDP load balancer.
+#[derive(Debug, Parser)]
+#[command(name = "lbctl", version, after_help = "Exit status: 0 done, 1 lbd refused or could not be asked, 2 usage.")]
+pub struct Cli {
+    /// The socket lbd listens on
+    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// A table for people, or JSON, whose fields are a stable contract
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t = Output::Table)]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the daemon as a whole: configuration, devices, prober, VIPs and rings
+    Status,
+    /// Virtual services
+    #[command(subcommand)]
+    Vip(VipCommand),
+    /// The servers behind them
+    #[command(subcommand)]
+    Real(RealCommand),
+    /// Show the data plane's counters
+    Stats,
+    /// Have lbd read its configuration again, and show what that changed
+    Reload,
+}
+
+#[derive(Debug, Subcommand)]
+enum VipCommand {
+    /// List the VIPs
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+enum RealCommand {
+    /// List the reals of every VIP, with what their checks say
+    List(RealFilter),
+}
+
+#[derive(Debug, Args)]
+struct RealFilter {
+    /// Only the reals of this VIP
+    #[arg(long, value_name = "ADDRESS")]
+    vip: Option<IpAddr>,
+}
+
+/// Does what was asked and prints the answer; 0, or 1 with the reason on standard error.
+pub async fn run(cli: Cli) -> ExitCode {
+    let style = Style { colour: io::stdout().is_terminal() && !no_color(), now: Timestamp::now() };
+    let said = match answer(&cli, style).await {
+        Ok(text) => io::stdout().lock().write_all(text.as_bytes()),
+        Err(error) => return fail(&error),
+    };
+    match said {
+        // The reader of a pipe may leave early; that is no failure of ours.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => fail(&error),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    let _ = writeln!(io::stderr(), "lbctl: {error}");
+    ExitCode::FAILURE
+}
+
+/// <https://no-color.org>: set and not empty.
+fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
+async fn answer(cli: &Cli, style: Style) -> Result<String, ClientError> {
+    let client = Client::new(&cli.socket);
+    match &cli.command {
+        Command::Status => show(cli.output, &client.status().await?, |status| render::status(status, style)),
+        Command::Vip(VipCommand::List) => show(cli.output, &client.vips().await?, |rows| render::vips(rows, style)),
+        Command::Real(RealCommand::List(RealFilter { vip })) => {
+            let mut rows = client.reals().await?;
+            rows.retain(|row| vip.is_none_or(|vip| row.vip == vip));
+            show(cli.output, &rows, |rows| render::reals(rows, style))
+        }
+        Command::Stats => show(cli.output, &client.stats().await?, |stats| render::stats(stats, style)),
+        Command::Reload => show(cli.output, &client.reload().await?, render::reload),
+    }
+}
+
+fn show<T: Serialize>(output: Output, value: &T, table: impl FnOnce(&T) -> String) -> Result<String, ClientError> {
+    match output {
+        Output::Table => Ok(table(value)),
+        Output::Json => serde_json::to_string_pretty(value).map(|json| json + "\n").map_err(ClientError::Json),
+    }
+}

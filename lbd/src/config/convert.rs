@@ -49,7 +49,7 @@ pub(super) fn config(file: dto::File) -> Result<Config, Vec<Mistake>> {
     let mut vips: Vec<_> = file.vip.iter().filter_map(|vip| mistakes.vip(vip, &base)).collect();
     mistakes.across(&file.vip);
     match (node, mistakes.0) {
-        (Some(node), none) if none.is_empty() => {
+        (Some(node), mistakes) if mistakes.is_empty() => {
             vips.sort_by_key(|vip| vip.key);
             Ok(Config { node, vips })
         }
@@ -356,9 +356,8 @@ impl Mistakes {
                 let [low, high] = [allowed.start(), allowed.end()].map(|bound| humantime::format_duration(*bound));
                 self.add(text.span(), format!("`{key}` {value:?} is out of range: allowed is {low} to {high}"))
             }
-            Err(error) => {
-                let message =
-                    format!("`{key}` {value:?} is not a duration such as \"500ms\", \"2s\" or \"15m\": {error}");
+            Err(_) => {
+                let message = format!("`{key}` {value:?} is not a duration such as \"500ms\", \"2s\" or \"15m\"");
                 self.add(text.span(), message)
             }
         }

@@ -1,3 +1,4 @@
+use std::fmt::Write;
 use std::time::Duration;
 
 use super::*;
@@ -68,7 +69,7 @@ fn parse_good_file_gives_sorted_domain_with_defaults_applied() {
         fall: 2,
     };
     assert_eq!(vip.timing(), timing);
-    assert_eq!(vip.flow_idle(), Duration::from_secs(900));
+    assert_eq!(vip.flow_idle(), Duration::from_mins(15));
     assert_eq!(vip.on_all_down(), OnAllDown::Keep);
 }
 
@@ -116,144 +117,258 @@ macro_rules! refuses {
 
 refuses! {
     parse_syntax_error_is_shown_with_its_line: "port     = 80" => "port     = ", r"
-X
+lbd.toml:13:12: string values must be quoted, expected literal string
+13 | port     = 
+   |            ^
 ";
     parse_unknown_key_lists_the_allowed_ones: "weight  = 7" => "wieght  = 7", r"
-X
+lbd.toml:21:3: unknown field `wieght`, expected `address` or `weight`
+21 |   wieght  = 7
+   |   ^^^^^^
 ";
-    parse_wrong_type_says_what_is_allowed: "port     = 80" => "port     = \"80\"", r"
-X
-";
-    parse_duration_as_number_says_what_is_allowed: r#""500ms""# => "2", r"
-X
-";
+    parse_wrong_type_says_what_is_allowed: "port     = 80" => "port     = \"80\"", r#"
+lbd.toml:13:12: invalid type: string "80", expected a whole number
+13 | port     = "80"
+   |            ^^^^
+"#;
+    parse_duration_as_number_says_what_is_allowed: r#""500ms""# => "2", r#"
+lbd.toml:7:12: invalid type: integer `2`, expected a duration such as "500ms", "2s" or "15m"
+7 | interval = 2
+  |            ^
+"#;
     parse_missing_key_is_named: "protocol = \"tcp\"\n" => "", r"
-X
+lbd.toml:10:1: missing field `protocol`
+10 | [[vip]]
+   | ^^^^^^^
 ";
-    parse_bad_address_is_shown: "198.18.222.12" => "198.18.222.256", r"
-X
-";
-    parse_unusable_address_is_shown: "198.19.10.1" => "127.0.0.1", r"
-X
-";
-    parse_real_of_another_family_is_refused: "198.18.222.12" => "2001:db8::12", r"
-X
-";
-    parse_ipv6_vip_is_refused: "198.19.10.1" => "2001:db8::1", r"
-X
-";
-    parse_outer_source_prefix_is_refused: "198.18.221.11" => "198.18.221.0/24", r"
-X
-";
-    parse_duplicate_real_is_refused: "198.18.222.12" => "198.18.222.11", r"
-X
-";
-    parse_real_that_is_a_vip_is_refused: "198.18.222.12" => "198.19.10.1", r"
-X
-";
+    parse_bad_address_is_shown: "198.18.222.12" => "198.18.222.256", r#"
+lbd.toml:17:13: `address` "198.18.222.256" is not an address: allowed is an IPv4 address such as "198.18.222.11"
+17 |   address = "198.18.222.256"
+   |             ^^^^^^^^^^^^^^^^
+"#;
+    parse_unusable_address_is_shown: "198.19.10.1" => "127.0.0.1", r#"
+lbd.toml:11:12: `address` "127.0.0.1" cannot be used here: allowed is a unicast IPv4 address
+11 | address  = "127.0.0.1"
+   |            ^^^^^^^^^^^
+"#;
+    parse_real_of_another_family_is_refused: "198.18.222.12" => "2001:db8::12", r#"
+lbd.toml:17:13: `address` "2001:db8::12" is an IPv6 address: this version takes IPv4 only, for VIPs and reals alike
+17 |   address = "2001:db8::12"
+   |             ^^^^^^^^^^^^^^
+"#;
+    parse_ipv6_vip_is_refused: "198.19.10.1" => "2001:db8::1", r#"
+lbd.toml:11:12: `address` "2001:db8::1" is an IPv6 address: this version takes IPv4 only, for VIPs and reals alike
+11 | address  = "2001:db8::1"
+   |            ^^^^^^^^^^^^^
+"#;
+    parse_outer_source_prefix_is_refused: "198.18.221.11" => "198.18.221.0/24", r#"
+lbd.toml:4:16: `outer_source` "198.18.221.0/24" is not an address: allowed is an IPv4 address such as "198.18.222.11"
+4 | outer_source = "198.18.221.0/24"
+  |                ^^^^^^^^^^^^^^^^^
+"#;
+    parse_duplicate_real_is_refused: "198.18.222.12" => "198.18.222.11", r#"
+lbd.toml:20:13: real 198.18.222.11 is listed twice for VIP 198.19.10.1
+20 |   address = "198.18.222.11"
+   |             ^^^^^^^^^^^^^^^
+"#;
+    parse_real_that_is_a_vip_is_refused: "198.18.222.12" => "198.19.10.1", r#"
+lbd.toml:17:13: real 198.19.10.1 is also a VIP: its packets would come straight back
+17 |   address = "198.19.10.1"
+   |             ^^^^^^^^^^^^^
+"#;
     parse_weight_out_of_range_says_the_range: "weight  = 7" => "weight  = 65536", r"
-X
+lbd.toml:21:13: `weight` 65536 is out of range: allowed is 0..=65535
+21 |   weight  = 65536
+   |             ^^^^^
 ";
     parse_negative_weight_says_the_range: "weight  = 7" => "weight  = -1", r"
-X
+lbd.toml:21:13: `weight` -1 is out of range: allowed is 0..=65535
+21 |   weight  = -1
+   |             ^^
 ";
     parse_port_out_of_range_says_the_range: "port     = 80" => "port     = 65536", r"
-X
+lbd.toml:13:12: `port` 65536 is out of range: allowed is 0..=65535
+13 | port     = 65536
+   |            ^^^^^
 ";
-    parse_unknown_protocol_says_the_choice: "protocol = \"tcp\"" => "protocol = \"sctp\"", r"
-X
-";
-    parse_unknown_check_says_the_choice: "kind = \"tcp\"" => "kind = \"http\"", r"
-X
-";
-    parse_port_0_with_tcp_check_wants_a_port: "port     = 80" => "port     = 0", r"
-X
-";
-    parse_check_port_0_says_the_range: "timeout = \"2s\"" => "port = 0", r"
-X
-";
-    parse_icmp_check_with_port_is_refused: "kind = \"tcp\", timeout = \"2s\"" => "kind = \"icmp\", port = 80", r"
-X
-";
-    parse_payload_of_tcp_check_is_refused: "timeout = \"2s\"" => "payload = \"00\"", r"
-X
-";
-    parse_payload_not_hex_is_refused: "kind = \"tcp\", timeout = \"2s\"" => "kind = \"udp\", payload = \"xyz\"", r"
-X
-";
-    parse_bad_duration_shows_examples: r#""500ms""# => r#""5 parsecs""#, r"
-X
-";
-    parse_interval_out_of_range_says_the_range: r#""500ms""# => r#""9ms""#, r"
-X
-";
-    parse_timeout_out_of_range_says_the_range: r#"timeout = "2s""# => r#"timeout = "2m""#, r"
-X
-";
-    parse_fast_interval_over_interval_says_the_range: r#"timeout = "2s""# => r#"fast_interval = "501ms""#, r"
-X
-";
+    parse_unknown_protocol_says_the_choice: "protocol = \"tcp\"" => "protocol = \"sctp\"", r#"
+lbd.toml:12:12: `protocol` "sctp" is not known: allowed is "tcp" or "udp"
+12 | protocol = "sctp"
+   |            ^^^^^^
+"#;
+    parse_unknown_check_says_the_choice: "kind = \"tcp\"" => "kind = \"http\"", r#"
+lbd.toml:14:21: `kind` "http" is not a kind of check: allowed are "icmp", "tcp" and "udp"
+14 | check    = { kind = "http", timeout = "2s" }
+   |                     ^^^^^^
+"#;
+    parse_port_0_with_tcp_check_wants_a_port: "port     = 80" => "port     = 0", r#"
+lbd.toml:14:21: a tcp check of a VIP with port 0 (all ports) needs a `port` of its own (1..=65535), or `kind` "icmp"
+14 | check    = { kind = "tcp", timeout = "2s" }
+   |                     ^^^^^
+"#;
+    parse_check_port_0_says_the_range: "timeout = \"2s\"" => "port = 0", r#"
+lbd.toml:14:35: `port` 0 is out of range: allowed is 1..=65535
+14 | check    = { kind = "tcp", port = 0 }
+   |                                   ^
+"#;
+    parse_icmp_check_with_port_is_refused: "kind = \"tcp\", timeout = \"2s\"" => "kind = \"icmp\", port = 80", r#"
+lbd.toml:14:36: an icmp check has no port: remove `port`, or use `kind` "tcp" or "udp"
+14 | check    = { kind = "icmp", port = 80 }
+   |                                    ^^
+"#;
+    parse_payload_of_tcp_check_is_refused: "timeout = \"2s\"" => "payload = \"00\"", r#"
+lbd.toml:14:38: `payload` belongs to a udp check; this one is tcp
+14 | check    = { kind = "tcp", payload = "00" }
+   |                                      ^^^^
+"#;
+    parse_payload_not_hex_is_refused: "kind = \"tcp\", timeout = \"2s\"" => "kind = \"udp\", payload = \"xyz\"", r#"
+lbd.toml:14:38: `payload` "xyz" is not 1 to 512 bytes in hexadecimal digits
+14 | check    = { kind = "udp", payload = "xyz" }
+   |                                      ^^^^^
+"#;
+    parse_bad_duration_shows_examples: r#""500ms""# => r#""5 parsecs""#, r#"
+lbd.toml:7:12: `interval` "5 parsecs" is not a duration such as "500ms", "2s" or "15m"
+7 | interval = "5 parsecs"
+  |            ^^^^^^^^^^^
+"#;
+    parse_interval_out_of_range_says_the_range: r#""500ms""# => r#""9ms""#, r#"
+lbd.toml:7:12: `interval` "9ms" is out of range: allowed is 10ms to 1h
+7 | interval = "9ms"
+  |            ^^^^^
+"#;
+    parse_timeout_out_of_range_says_the_range: r#"timeout = "2s""# => r#"timeout = "2m""#, r#"
+lbd.toml:14:38: `timeout` "2m" is out of range: allowed is 1ms to 1m
+14 | check    = { kind = "tcp", timeout = "2m" }
+   |                                      ^^^^
+"#;
+    parse_fast_interval_over_interval_says_the_range: r#"timeout = "2s""# => r#"fast_interval = "501ms""#, r#"
+lbd.toml:14:44: `fast_interval` "501ms" is out of range: allowed is 10ms to 500ms
+14 | check    = { kind = "tcp", fast_interval = "501ms" }
+   |                                            ^^^^^^^
+"#;
     parse_fall_0_says_the_range: "fall     = 2" => "fall     = 0", r"
-X
+lbd.toml:8:12: `fall` 0 is out of range: allowed is 1..=255
+8 | fall     = 0
+  |            ^
 ";
-    parse_bad_seed_says_the_form: "[defaults]" => "seed = \"abc\"\n[defaults]", r"
-X
-";
-    parse_bad_unmatched_says_the_choice: "[defaults]" => "unmatched = \"reject\"\n[defaults]", r"
-X
-";
-    parse_bad_all_down_says_the_choice: "fall     = 2" => "all_down = \"panic\"", r"
-X
-";
-    parse_bad_flow_idle_says_the_range: "fall     = 2" => "flow_idle = \"25h\"", r"
-X
-";
-    parse_bad_interface_name_says_the_form: "\"eth0\"" => "\"a-name-far-too-long\"", r"
-X
-";
-    parse_interface_named_twice_is_refused: "\"eth0\"" => "[\"eth0\", \"eth0\"]", r"
-X
-";
+    parse_bad_seed_says_the_form: "[defaults]" => "seed = \"abc\"\n[defaults]", r#"
+lbd.toml:6:8: `seed` "abc" is not 32 hexadecimal digits
+6 | seed = "abc"
+  |        ^^^^^
+"#;
+    parse_bad_unmatched_says_the_choice: "[defaults]" => "unmatched = \"reject\"\n[defaults]", r#"
+lbd.toml:6:13: `unmatched` "reject" is not known: allowed is "drop" or "pass"
+6 | unmatched = "reject"
+  |             ^^^^^^^^
+"#;
+    parse_bad_all_down_says_the_choice: "fall     = 2" => "all_down = \"panic\"", r#"
+lbd.toml:8:12: `all_down` "panic" is not known: allowed is "keep" or "withdraw"
+8 | all_down = "panic"
+  |            ^^^^^^^
+"#;
+    parse_bad_flow_idle_says_the_range: "fall     = 2" => "flow_idle = \"25h\"", r#"
+lbd.toml:8:13: `flow_idle` "25h" is out of range: allowed is 1s to 1day
+8 | flow_idle = "25h"
+  |             ^^^^^
+"#;
+    parse_bad_interface_name_says_the_form: "\"eth0\"" => "\"a-name-far-too-long\"", r#"
+lbd.toml:3:13: `interface` "a-name-far-too-long" is not a device name: 1 to 15 bytes, no '/', ':' or blank
+3 | interface = "a-name-far-too-long"
+  |             ^^^^^^^^^^^^^^^^^^^^^
+"#;
+    parse_interface_named_twice_is_refused: "\"eth0\"" => "[\"eth0\", \"eth0\"]", r#"
+lbd.toml:3:13: `interface` names "eth0" twice
+3 | interface = ["eth0", "eth0"]
+  |             ^^^^^^^^^^^^^^^^
+"#;
     parse_no_interface_is_refused: "\"eth0\"" => "[]", r"
-X
+lbd.toml:3:13: `interface` is empty: name at least one device
+3 | interface = []
+  |             ^^
 ";
 }
 
 #[test]
 fn parse_duplicate_vip_is_shown_at_the_second() {
     let second = &GOOD[GOOD.find("[[vip]]").unwrap()..];
-    assert_eq!(refused(&format!("{GOOD}{second}")), "X");
+    assert_eq!(
+        refused(&format!("{GOOD}{second}")),
+        r#"
+lbd.toml:23:12: VIP 198.19.10.1 tcp port 80 is listed twice: address, protocol and port must differ
+23 | address  = "198.19.10.1"
+   |            ^^^^^^^^^^^^^
+"#
+        .trim_matches('\n')
+    );
 }
 
 #[test]
 fn parse_vip_without_reals_is_refused() {
-    assert_eq!(refused(&GOOD[..GOOD.find("  [[vip.real]]").unwrap()]), "X");
+    assert_eq!(
+        refused(&GOOD[..GOOD.find("  [[vip.real]]").unwrap()]),
+        r#"
+lbd.toml:11:12: VIP 198.19.10.1 has no reals: give it at least one [[vip.real]]
+11 | address  = "198.19.10.1"
+   |            ^^^^^^^^^^^^^
+"#
+        .trim_matches('\n')
+    );
 }
 
 #[test]
 fn parse_several_mistakes_reports_all_in_file_order() {
     let text = GOOD.replace("weight  = 7", "weight  = 70000").replace("\"500ms\"", "\"1ms\"");
-    assert_eq!(refused(&text), "X");
+    assert_eq!(
+        refused(&text),
+        r#"
+lbd.toml:7:12: `interval` "1ms" is out of range: allowed is 10ms to 1h
+7 | interval = "1ms"
+  |            ^^^^^
+
+lbd.toml:21:13: `weight` 70000 is out of range: allowed is 0..=65535
+21 |   weight  = 70000
+   |             ^^^^^
+"#
+        .trim_matches('\n')
+    );
 }
 
 #[test]
 fn parse_vips_over_the_limit_are_refused() {
     let mut text = "node.interface = \"eth0\"\n".to_owned();
     for port in 1..=513 {
-        text +=
-            &format!("[[vip]]\naddress = \"198.19.0.1\"\nprotocol = \"tcp\"\nport = {port}\ncheck.kind = \"tcp\"\n");
+        let _ = write!(
+            text,
+            "[[vip]]\naddress = \"198.19.0.1\"\nprotocol = \"tcp\"\nport = {port}\ncheck.kind = \"tcp\"\n"
+        );
         text += "[[vip.real]]\naddress = \"198.18.0.1\"\n";
     }
-    assert_eq!(refused(&text), "X");
+    assert_eq!(
+        refused(&text),
+        r#"
+lbd.toml:3587:11: 513 VIPs are too many: at most 512 are allowed, this is the first beyond
+3587 | address = "198.19.0.1"
+     |           ^^^^^^^^^^^^
+"#
+        .trim_matches('\n')
+    );
 }
 
 #[test]
 fn parse_reals_over_the_limit_are_refused() {
     let mut text = GOOD.to_owned();
     for n in 0..4094 {
-        text += &format!("[[vip.real]]\naddress = \"198.18.{}.{}\"\n", n / 200, n % 200);
+        let _ = write!(text, "[[vip.real]]\naddress = \"198.18.{}.{}\"\n", n / 200, n % 200);
     }
-    assert_eq!(refused(&text), "X");
+    assert_eq!(
+        refused(&text),
+        r#"
+lbd.toml:8209:11: too many reals: at most 4095 different addresses are allowed, this is the first beyond
+8209 | address = "198.18.20.93"
+     |           ^^^^^^^^^^^^^^
+"#
+        .trim_matches('\n')
+    );
 }
 
 #[test]

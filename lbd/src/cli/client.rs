@@ -1,0 +1,138 @@
+//! The API's client: one connection, one question, one answer.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::model::{ErrorBody, RealRow, ReloadResult, Stats, Status, VipRow};
+
+/// Longer than the daemon gives itself, so that its own message arrives.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("cannot reach lbd at {}: {source}; is lbd running?", socket.display())]
+    Unreachable {
+        /// The socket.
+        socket: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The conversation broke off.
+    #[error("lbd at {} broke off: {source}", socket.display())]
+    Http {
+        /// The socket.
+        socket: PathBuf,
+        /// How.
+        source: hyper::Error,
+    },
+    /// lbd has the connection and says nothing.
+    #[error("lbd at {} did not answer within {} s", socket.display(), PATIENCE.as_secs())]
+    Silent {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// lbd answered that it will not, or cannot.
+    #[error("{message}")]
+    Refused {
+        /// Its HTTP status.
+        status: u16,
+        /// Its words.
+        message: String,
+    },
+    /// The answer, or what was to be printed of it, is not the JSON it should be.
+    #[error("the answer is not what this lbctl understands ({0}); are lbd and lbctl of one version?")]
+    Json(serde_json::Error),
+}
+
+/// Asks the daemon behind a socket.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the daemon at `socket`; nothing is opened yet.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_path_buf() }
+    }
+
+    /// `GET /v1/status`
+    ///
+    /// # Errors
+    /// [`ClientError`], like every question here.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.ask(Method::GET, "/v1/status").await
+    }
+
+    /// `GET /v1/vips`
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn vips(&self) -> Result<Vec<VipRow>, ClientError> {
+        self.ask(Method::GET, "/v1/vips").await
+    }
+
+    /// `GET /v1/reals`
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn reals(&self) -> Result<Vec<RealRow>, ClientError> {
+        self.ask(Method::GET, "/v1/reals").await
+    }
+
+    /// `GET /v1/stats`
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn stats(&self) -> Result<Stats, ClientError> {
+        self.ask(Method::GET, "/v1/stats").await
+    }
+
+    /// `POST /v1/reload`
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the mistakes of the configuration, which was then not taken; else as above.
+    pub async fn reload(&self) -> Result<ReloadResult, ClientError> {
+        self.ask(Method::POST, "/v1/reload").await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &'static str) -> Result<T, ClientError> {
+        let exchange = tokio::time::timeout(PATIENCE, self.exchange(method, path));
+        let (status, body) = exchange.await.map_err(|_| ClientError::Silent { socket: self.socket.clone() })??;
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(ClientError::Json);
+        }
+        let ErrorBody { error } = serde_json::from_slice(&body).map_err(ClientError::Json)?;
+        Err(ClientError::Refused { status: status.as_u16(), message: error })
+    }
+
+    async fn exchange(&self, method: Method, path: &'static str) -> Result<(StatusCode, Bytes), ClientError> {
+        let broke_off = |source| ClientError::Http { socket: self.socket.clone(), source };
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| ClientError::Unreachable { socket: self.socket.clone(), source })?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broke_off)?;
+        // Ends with `sender`; what goes wrong in it is told to `sender` too.
+        tokio::spawn(connection);
+        let mut request = Request::new(Empty::<Bytes>::new());
+        *request.method_mut() = method;
+        *request.uri_mut() = hyper::Uri::from_static(path);
+        request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("lbd"));
+        let response = sender.send_request(request).await.map_err(broke_off)?;
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(broke_off)?.to_bytes();
+        Ok((status, body))
+    }
+}

@@ -1,0 +1,236 @@
+//! Answers as tables. Pure: the time and whether to colour are given.
+
+use std::fmt::Write;
+
+use comfy_table::{Cell, CellAlignment, Color, Table, presets};
+use jiff::Timestamp;
+
+use crate::config::VipKey;
+use crate::model::{Admin, Health, Phase, RealRow, ReloadResult, Stats, Status, Verdict, VipRow, XdpMode};
+
+/// How to draw.
+#[derive(Debug, Clone, Copy)]
+pub struct Style {
+    /// Whether a terminal is looking.
+    pub colour: bool,
+    /// The time ages are counted from.
+    pub now: Timestamp,
+}
+
+/// `lbctl status`
+#[must_use]
+pub fn status(status: &Status, style: Style) -> String {
+    let mut text = head(status, style);
+    let rows = status.vips.iter().map(|vip| {
+        let key = VipKey { address: vip.vip, protocol: vip.protocol, port: vip.port };
+        let ring = status.rings.iter().find(|r| (r.vip, r.protocol, r.port) == (vip.vip, vip.protocol, vip.port));
+        vec![
+            Cell::new(key),
+            up_of(vip.reals_up, vip.reals_total),
+            number(ring.map_or_else(|| "-".into(), |ring| ring.size.to_string())),
+            Cell::new(ring.map_or("-", |ring| ring.digest.as_str())),
+        ]
+    });
+    text.push('\n');
+    text.push_str(&table(&["VIP", "UP", "SLOTS", "DIGEST"], rows, style));
+    text
+}
+
+fn head(status: &Status, style: Style) -> String {
+    let config = &status.config;
+    let mut lines = vec![
+        (
+            "lbd",
+            format!("{} pid {}, {} for {}", status.version, status.pid, phase(status.phase), style.age(status.started)),
+        ),
+        (
+            "config",
+            format!(
+                "{} revision {}, loaded {} ago",
+                config.path.display(),
+                config.revision,
+                style.age(config.loaded_at)
+            ),
+        ),
+    ];
+    if let Some(error) = &config.last_reload_error {
+        let below = format!("\n{:11}", "");
+        lines.push(("", format!("last reload refused: {}", error.replace('\n', &below))));
+    }
+    for interface in &status.interfaces {
+        let mode = match interface.mode {
+            XdpMode::Native => "native",
+            XdpMode::Generic => "generic",
+        };
+        let attached = if interface.attached { "attached" } else { "NOT ATTACHED" };
+        lines.push(("interface", format!("{} {mode}, {attached}", interface.name)));
+    }
+    lines.push((
+        "program",
+        match &status.program {
+            Some(program) => match program.verified_insns {
+                Some(insns) => format!("id {}, {insns} instructions verified", program.id),
+                None => format!("id {}", program.id),
+            },
+            None => "NOT LOADED".into(),
+        },
+    ));
+    let prober = &status.prober;
+    lines.push((
+        "prober",
+        format!(
+            "{} checks, {} probes sent, {} forged, {} late, lag {} us",
+            prober.checks, prober.sent, prober.forged, prober.late, prober.lag_us
+        ),
+    ));
+    lines.into_iter().fold(String::new(), |mut text, (name, value)| {
+        let _ = writeln!(text, "{name:11}{value}");
+        text
+    })
+}
+
+fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Starting => "starting",
+        Phase::Running => "running",
+    }
+}
+
+/// `lbctl vip list`
+#[must_use]
+pub fn vips(rows: &[VipRow], style: Style) -> String {
+    let cells = rows.iter().map(|row| {
+        vec![
+            Cell::new(row.key()),
+            up_of(row.reals_up, row.reals_total),
+            number(row.packets),
+            number(row.bytes),
+            number(row.ring_size),
+            Cell::new(&row.digest),
+            Cell::new(row.window_open_until.map_or_else(|| "-".into(), |end| seconds(style.now, end))),
+        ]
+    });
+    table(&["VIP", "UP", "PACKETS", "BYTES", "SLOTS", "DIGEST", "WINDOW"], cells, style)
+}
+
+/// `lbctl real list`
+#[must_use]
+pub fn reals(rows: &[RealRow], style: Style) -> String {
+    let cells = rows.iter().map(|row| {
+        let state = match row.state {
+            Health::Init => Cell::new("INIT").fg(Color::Yellow),
+            Health::Up => Cell::new("UP").fg(Color::Green),
+            Health::Down => Cell::new("DOWN").fg(Color::Red),
+        };
+        let admin = match row.admin {
+            Admin::Enabled => "enabled",
+            Admin::Draining => "draining",
+            Admin::Disabled => "disabled",
+        };
+        vec![
+            Cell::new(row.key()),
+            Cell::new(row.real),
+            number(row.weight),
+            Cell::new(admin),
+            state,
+            Cell::new(&row.reason),
+            number(style.age(row.since)),
+            number(row.last_check.map_or_else(|| "never".into(), |last| style.age(last))),
+            number(row.rtt_us.map_or_else(|| "-".into(), |rtt| format!("{rtt} us"))),
+            number(format!("{:.1} %", row.share * 100.0)),
+        ]
+    });
+    let names = ["VIP", "REAL", "WEIGHT", "ADMIN", "STATE", "REASON", "SINCE", "CHECKED", "RTT", "SHARE"];
+    table(&names, cells, style)
+}
+
+/// `lbctl stats`
+#[must_use]
+pub fn stats(stats: &Stats, style: Style) -> String {
+    let vips = stats.vips.iter().map(|vip| {
+        let key = VipKey { address: vip.vip, protocol: vip.protocol, port: vip.port };
+        vec![Cell::new(key), number(vip.packets), number(vip.bytes)]
+    });
+    let reals = stats.reals.iter().map(|real| vec![Cell::new(real.real), number(real.packets), number(real.bytes)]);
+    let reasons = stats.reasons.iter().map(|reason| {
+        let verdict = match reason.verdict {
+            Verdict::Tx => "tx",
+            Verdict::Pass => "pass",
+            Verdict::Drop => "drop",
+        };
+        vec![Cell::new(verdict), Cell::new(&reason.reason), number(reason.packets)]
+    });
+    let tables = [
+        table(&["VIP", "PACKETS", "BYTES"], vips, style),
+        table(&["REAL", "PACKETS", "BYTES"], reals, style),
+        table(&["VERDICT", "REASON", "PACKETS"], reasons, style),
+    ];
+    let tracked = stats.tracked;
+    format!("{}\ntracked flows: {} hits, {} misses\n", tables.join("\n"), tracked.hits, tracked.misses)
+}
+
+/// `lbctl reload`
+#[must_use]
+pub fn reload(result: &ReloadResult) -> String {
+    let mut text: String = result.changes.iter().flat_map(|change| [change, "\n"]).collect();
+    let summary = match result.changes.len() {
+        0 => "nothing changed",
+        1 => "1 change in force",
+        _ => "changes in force",
+    };
+    let _ = match result.changes.len() {
+        0 | 1 => writeln!(text, "revision {}: {summary}", result.revision),
+        count => writeln!(text, "revision {}: {count} {summary}", result.revision),
+    };
+    text
+}
+
+impl Style {
+    /// How long ago `then` was.
+    fn age(self, then: Timestamp) -> String {
+        seconds(then, self.now)
+    }
+}
+
+/// The time between the two in at most two units: `42s`, `3m07s`, `5h03m`, `12d04h`. Clocks step: never negative.
+fn seconds(from: Timestamp, to: Timestamp) -> String {
+    let seconds = to.as_second().saturating_sub(from.as_second()).max(0);
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{minutes}m{:02}s", seconds % 60),
+        3600..86400 => format!("{hours}h{:02}m", minutes % 60),
+        _ => format!("{days}d{:02}h", hours % 24),
+    }
+}
+
+fn number(value: impl ToString) -> Cell {
+    Cell::new(value).set_alignment(CellAlignment::Right)
+}
+
+/// `2/3`: green when all are up, red when none is.
+fn up_of(up: u32, total: u32) -> Cell {
+    let colour = match up {
+        0 => Color::Red,
+        _ if up == total => Color::Green,
+        _ => Color::Yellow,
+    };
+    number(format!("{up}/{total}")).fg(colour)
+}
+
+/// Aligned columns and nothing else; a heading stands over its column as its first cell does.
+fn table(names: &[&str], rows: impl Iterator<Item = Vec<Cell>>, style: Style) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    if style.colour {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    table.set_header(names);
+    table.add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt() + "\n"
+}

@@ -1,0 +1,312 @@
+//! What people see, and the whole way from the client to the owner task and back.
+
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::{mpsc, oneshot};
+
+use super::client::{Client, ClientError};
+use super::render::{self, Style};
+use crate::api::{BindError, Request, Server};
+use crate::config::Protocol;
+use crate::model::*;
+
+const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 19, 10, 1));
+
+fn now() -> Timestamp {
+    "2026-03-01T12:00:00Z".parse().unwrap()
+}
+
+fn ago(seconds: i64) -> Timestamp {
+    now() - SignedDuration::from_secs(seconds)
+}
+
+fn plain() -> Style {
+    Style { colour: false, now: now() }
+}
+
+fn real(last: u8) -> IpAddr {
+    IpAddr::from([198, 18, 222, last])
+}
+
+fn some_reals() -> Vec<RealRow> {
+    let up = RealRow {
+        vip: VIP,
+        protocol: Protocol::Tcp,
+        port: 80,
+        real: real(11),
+        weight: 100,
+        admin: Admin::Enabled,
+        state: Health::Up,
+        reason: "L4OK".into(),
+        since: ago(187),
+        last_check: Some(ago(1)),
+        rtt_us: Some(210),
+        rise: 2,
+        fall: 0,
+        share: 2.0 / 3.0,
+    };
+    let down = RealRow {
+        real: real(12),
+        admin: Admin::Draining,
+        state: Health::Down,
+        reason: "PORT_CLOSED".into(),
+        since: ago(3600 * 5),
+        rtt_us: None,
+        rise: 0,
+        fall: 41,
+        share: 0.0,
+        ..up.clone()
+    };
+    let init = RealRow {
+        real: real(113),
+        state: Health::Init,
+        reason: "INIT".into(),
+        since: ago(0),
+        last_check: None,
+        rtt_us: None,
+        rise: 0,
+        fall: 0,
+        share: 1.0 / 3.0,
+        ..up.clone()
+    };
+    vec![up, down, init]
+}
+
+fn some_vips() -> Vec<VipRow> {
+    let tcp = VipRow {
+        vip: VIP,
+        protocol: Protocol::Tcp,
+        port: 80,
+        reals_up: 1,
+        reals_total: 3,
+        ring_size: 16384,
+        digest: "9f86d081884c7d65".into(),
+        packets: 1_234_567,
+        bytes: 987_654_321,
+        window_open_until: Some(now() + SignedDuration::from_secs(899)),
+    };
+    let udp = VipRow { protocol: Protocol::Udp, port: 0, packets: 0, bytes: 0, window_open_until: None, ..tcp.clone() };
+    vec![tcp, udp]
+}
+
+fn some_status() -> Status {
+    Status {
+        version: "0.1.0".into(),
+        pid: 42,
+        started: ago(86400 * 12 + 3600 * 4),
+        phase: Phase::Running,
+        config: ConfigStatus {
+            path: "/etc/lbd/lbd.toml".into(),
+            revision: 3,
+            loaded_at: ago(59),
+            last_reload_error: Some("lbd.toml:3:1: wrong\n3 | x".into()),
+        },
+        interfaces: vec![InterfaceStatus { name: "eth0".into(), mode: XdpMode::Native, attached: true }],
+        program: Some(ProgramStatus { id: 17, verified_insns: Some(4521) }),
+        prober: ProberStatus { checks: 6, sent: 1234, forged: 0, late: 2, lag_us: 120 },
+        vips: vec![VipSummary { vip: VIP, protocol: Protocol::Tcp, port: 80, reals_up: 3, reals_total: 3 }],
+        rings: vec![RingStatus {
+            vip: VIP,
+            protocol: Protocol::Tcp,
+            port: 80,
+            size: 16384,
+            digest: "9f86d081884c7d65".into(),
+            shares: vec![RingShare { real: real(11), share: 1.0 }],
+        }],
+    }
+}
+
+fn some_stats() -> Stats {
+    Stats {
+        vips: vec![VipStats { vip: VIP, protocol: Protocol::Tcp, port: 80, packets: 12, bytes: 3456 }],
+        reals: vec![RealStats { real: real(11), packets: 12, bytes: 3456 }],
+        reasons: vec![
+            ReasonStats { verdict: Verdict::Tx, reason: "forwarded".into(), packets: 12 },
+            ReasonStats { verdict: Verdict::Drop, reason: "fragment".into(), packets: 1 },
+        ],
+        tracked: TrackedStats { hits: 5, misses: 6 },
+    }
+}
+
+/// A snapshot, written from the line below its opening quote on.
+fn shown(text: &str) -> &str {
+    text.trim_start_matches('\n')
+}
+
+#[test]
+fn reals_plain_are_aligned_columns() {
+    assert_eq!(
+        render::reals(&some_reals(), plain()),
+        shown(
+            "
+VIP                 REAL            WEIGHT  ADMIN     STATE  REASON       SINCE  CHECKED  RTT     SHARE
+198.19.10.1:80/tcp  198.18.222.11      100  enabled   UP     L4OK         3m07s       1s  210 us  66.7 %
+198.19.10.1:80/tcp  198.18.222.12      100  draining  DOWN   PORT_CLOSED  5h00m       1s       -   0.0 %
+198.19.10.1:80/tcp  198.18.222.113     100  enabled   INIT   INIT            0s    never       -  33.3 %
+"
+        )
+    );
+}
+
+#[test]
+fn reals_on_a_terminal_are_coloured_by_state() {
+    let style = Style { colour: true, now: now() };
+    let text = render::reals(&some_reals(), style);
+    for (state, code) in [("UP", 10), ("DOWN", 9), ("INIT", 11)] {
+        assert!(text.contains(&format!("\u{1b}[38;5;{code}m{state}")), "{state}: {text:?}");
+    }
+    assert!(!render::reals(&some_reals(), plain()).contains('\u{1b}'));
+}
+
+#[test]
+fn vips_plain_are_aligned_columns() {
+    assert_eq!(
+        render::vips(&some_vips(), plain()),
+        shown(
+            "
+VIP                 UP   PACKETS  BYTES      SLOTS  DIGEST            WINDOW
+198.19.10.1:80/tcp  1/3  1234567  987654321  16384  9f86d081884c7d65  14m59s
+198.19.10.1:*/udp   1/3        0          0  16384  9f86d081884c7d65  -
+"
+        )
+    );
+}
+
+#[test]
+fn status_plain_shows_everything_at_a_glance() {
+    assert_eq!(
+        render::status(&some_status(), plain()),
+        shown(
+            "
+lbd        0.1.0 pid 42, running for 12d04h
+config     /etc/lbd/lbd.toml revision 3, loaded 59s ago
+           last reload refused: lbd.toml:3:1: wrong
+           3 | x
+interface  eth0 native, attached
+program    id 17, 4521 instructions verified
+prober     6 checks, 1234 probes sent, 0 forged, 2 late, lag 120 us
+
+VIP                 UP   SLOTS  DIGEST
+198.19.10.1:80/tcp  3/3  16384  9f86d081884c7d65
+"
+        )
+    );
+}
+
+#[test]
+fn stats_plain_are_three_tables() {
+    assert_eq!(
+        render::stats(&some_stats(), plain()),
+        shown(
+            "
+VIP                 PACKETS  BYTES
+198.19.10.1:80/tcp       12   3456
+
+REAL           PACKETS  BYTES
+198.18.222.11       12   3456
+
+VERDICT  REASON     PACKETS
+tx       forwarded       12
+drop     fragment         1
+
+tracked flows: 5 hits, 6 misses
+"
+        )
+    );
+}
+
+#[test]
+fn reload_shows_the_changes_and_the_revision() {
+    let result =
+        |changes: &[&str]| ReloadResult { revision: 4, changes: changes.iter().map(ToString::to_string).collect() };
+    assert_eq!(render::reload(&result(&[])), "revision 4: nothing changed\n");
+    assert_eq!(render::reload(&result(&["+ a"])), "+ a\nrevision 4: 1 change in force\n");
+    assert_eq!(render::reload(&result(&["+ a", "- b"])), "+ a\n- b\nrevision 4: 2 changes in force\n");
+}
+
+#[test]
+fn real_row_json_is_the_documented_contract() {
+    let json = serde_json::to_string(&some_reals()[0]).unwrap();
+    let expected = r#"{"vip":"198.19.10.1","protocol":"tcp","port":80,"real":"198.18.222.11","weight":100,"admin":"enabled","state":"UP","reason":"L4OK","since":"2026-03-01T11:56:53Z","last_check":"2026-03-01T11:59:59Z","rtt_us":210,"rise":2,"fall":0,"share":0.6666666666666666}"#;
+    assert_eq!(json, expected);
+}
+
+/// A server at `path` whose owner answers with the samples, and refuses to reload.
+fn start(path: &Path) -> (oneshot::Sender<()>, tokio::task::JoinHandle<std::io::Result<()>>) {
+    let (requests, mut inbox) = mpsc::channel(1);
+    let (stop, stopped) = oneshot::channel();
+    let server = Server::bind(path).unwrap();
+    tokio::spawn(async move {
+        while let Some(request) = inbox.recv().await {
+            match request {
+                Request::Status(reply) => drop(reply.send(some_status())),
+                Request::Vips(reply) => drop(reply.send(some_vips())),
+                Request::Reals(reply) => drop(reply.send(some_reals())),
+                Request::Stats(reply) => drop(reply.send(some_stats())),
+                Request::Reload(reply) => drop(reply.send(Err("lbd.toml:1:1: wrong".into()))),
+            }
+        }
+    });
+    let stopped = async { drop(stopped.await) };
+    (stop, tokio::spawn(server.serve(requests, stopped)))
+}
+
+#[tokio::test]
+async fn client_and_api_agree_on_every_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("run/lbd.sock");
+    let (stop, served) = start(&path);
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+
+    let client = Client::new(&path);
+    assert_eq!(client.status().await.unwrap(), some_status());
+    assert_eq!(client.vips().await.unwrap(), some_vips());
+    assert_eq!(client.reals().await.unwrap(), some_reals());
+    assert_eq!(client.stats().await.unwrap(), some_stats());
+    match client.reload().await {
+        Err(ClientError::Refused { status: 422, message }) => assert_eq!(message, "lbd.toml:1:1: wrong"),
+        other => panic!("{other:?}"),
+    }
+
+    stop.send(()).unwrap();
+    served.await.unwrap().unwrap();
+    assert!(!path.exists(), "the socket goes with its server");
+}
+
+#[tokio::test]
+async fn client_without_daemon_names_the_socket() {
+    let error = Client::new(Path::new("/nonexistent/lbd.sock")).status().await.unwrap_err();
+    let expected = "cannot reach lbd at /nonexistent/lbd.sock: No such file or directory (os error 2); is lbd running?";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[tokio::test]
+async fn client_of_stopping_daemon_is_told_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lbd.sock");
+    let (requests, inbox) = mpsc::channel(1);
+    drop(inbox);
+    let _served = tokio::spawn(Server::bind(&path).unwrap().serve(requests, std::future::pending()));
+    match Client::new(&path).reals().await {
+        Err(ClientError::Refused { status: 503, message }) => assert_eq!(message, "the daemon is stopping"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn bind_replaces_the_socket_of_a_dead_daemon_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lbd.sock");
+    // A listener that is dropped without unlinking: what kill -9 leaves.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let server = Server::bind(&path).unwrap();
+    assert!(matches!(Server::bind(&path), Err(BindError::InUse { .. })));
+    drop(server);
+
+    std::fs::write(&path, "precious").unwrap();
+    assert!(matches!(Server::bind(&path), Err(BindError::NotASocket { .. })));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+}

@@ -1,0 +1,163 @@
+//! Against the real kernel, in network namespaces that end with the threads that made them. They need root.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::gettid;
+
+use super::*;
+
+const REAL: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 2);
+const BEHIND: Ipv4Addr = Ipv4Addr::new(198, 18, 9, 9);
+
+/// Runs `test` in a fresh namespace on a thread of its own, so that no other thread is ever inside it.
+fn in_namespace(test: impl AsyncFnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace needs root");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test());
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// `ip` with one command a line, in the namespace of the calling thread.
+fn ip(batch: &str) {
+    let mut child = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(batch.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "{batch}");
+}
+
+/// The far end of a veth pair, in a namespace that lives as long as this.
+struct Peer {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Peer {
+    /// Gives the calling namespace `v0` with 198.18.1.1/24, and the peer `v1` with [`REAL`].
+    fn new() -> Self {
+        let (ready, is_ready) = channel();
+        let (stop, stopped) = channel();
+        let (moved, is_moved) = channel();
+        let (up, is_up) = channel();
+        let thread = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            ready.send(gettid()).unwrap();
+            is_moved.recv().unwrap();
+            ip("link set v1 address 02:00:00:00:00:02 up\naddress add 198.18.1.2/24 dev v1\n");
+            up.send(()).unwrap();
+            let _ = stopped.recv();
+        });
+        let tid = is_ready.recv().unwrap();
+        ip(&format!(
+            "link add v0 address 02:00:00:00:00:01 mtu 1400 type veth peer name v1\nlink set v1 netns {tid}\n\
+             link set v0 up\naddress add 198.18.1.1/24 dev v0\n"
+        ));
+        moved.send(()).unwrap();
+        is_up.recv().unwrap();
+        Self { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+async fn changed(changes: &mut tokio::sync::mpsc::Receiver<()>) -> bool {
+    tokio::time::timeout(Duration::from_secs(2), changes.recv()).await.is_ok_and(|word| word.is_some())
+}
+
+fn via_v0() -> NextHop {
+    let ifindex = nix::net::if_::if_nametoindex("v0").unwrap();
+    let (source_mac, dest_mac) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+    NextHop { ifindex, mtu: 1400, source_mac, dest_mac, source: Ipv4Addr::new(198, 18, 1, 1) }
+}
+
+#[test]
+fn resolve_neighbour_learnt_by_arp_gives_its_mac_and_a_change() {
+    in_namespace(async || {
+        let _peer = Peer::new();
+        let resolver = Resolver::new().unwrap();
+        let unresolved = Unresolved::NeighbourUnresolved { via: REAL.into(), device: "v0".into() };
+        assert_eq!(resolver.resolve(REAL).await, Err(unresolved));
+
+        let mut changes = watch().unwrap();
+        let socket = std::net::UdpSocket::bind("198.18.1.1:0").unwrap();
+        socket.send_to(b"who has you?", (REAL, 9)).unwrap();
+        while resolver.resolve(REAL).await != Ok(via_v0()) {
+            assert!(changed(&mut changes).await, "the neighbour was not resolved in time");
+        }
+    });
+}
+
+#[test]
+fn resolve_real_behind_gateway_gives_the_gateways_mac_and_the_routes_mtu() {
+    in_namespace(async || {
+        let _peer = Peer::new();
+        ip("neighbour replace 198.18.1.2 lladdr 02:00:00:00:00:02 dev v0 nud permanent\n\
+            route add 198.18.9.0/24 via 198.18.1.2 mtu 1300\n");
+        let all = Resolver::new().unwrap().resolve_all(&[REAL, BEHIND]).await;
+        assert_eq!(all, [Ok(via_v0()), Ok(NextHop { mtu: 1300, ..via_v0() })]);
+    });
+}
+
+#[test]
+fn resolve_without_way_says_what_is_missing() {
+    in_namespace(async || {
+        let _peer = Peer::new();
+        let resolver = Resolver::new().unwrap();
+        assert_eq!(resolver.resolve(BEHIND).await, Err(Unresolved::NoRoute { real: BEHIND }));
+
+        ip("route add blackhole 198.18.9.0/24\n");
+        assert_eq!(resolver.resolve(BEHIND).await, Err(Unresolved::NoRoute { real: BEHIND }));
+
+        let own = Ipv4Addr::new(198, 18, 1, 1);
+        let local = Unresolved::NotForwarded { real: own, kind: RouteType::Local };
+        assert_eq!(resolver.resolve(own).await, Err(local));
+
+        ip("neighbour add 198.18.1.2 dev v0 nud failed\n");
+        let failed = Unresolved::NeighbourFailed { via: REAL.into(), device: "v0".into() };
+        assert_eq!(resolver.resolve(REAL).await, Err(failed));
+    });
+}
+
+#[test]
+fn resolve_peer_down_says_device_down() {
+    in_namespace(async || {
+        let peer = Peer::new();
+        let resolver = Resolver::new().unwrap();
+        let mut changes = watch().unwrap();
+        ip("link add v2 type veth peer name v3\nlink set v2 up\naddress add 198.18.9.1/24 dev v2\n");
+        let down = Unresolved::DeviceDown { real: BEHIND, device: "v2".into() };
+        assert_eq!(resolver.resolve(BEHIND).await, Err(down), "the far end is down: no carrier");
+        assert!(changed(&mut changes).await);
+        drop(peer);
+    });
+}
+
+#[test]
+fn watch_survives_more_changes_than_its_buffer_holds() {
+    in_namespace(async || {
+        let _peer = Peer::new();
+        let mut changes = watch().unwrap();
+        // Nobody reads meanwhile: this runtime has one thread, and it is here.
+        let flood: String = (0..5000)
+            .map(|n| format!("neighbour add 198.18.{}.{} dev v0 nud permanent lladdr 02::\n", 2 + n / 200, n % 200))
+            .map(|line| line.replace("02::", "02:00:00:00:00:09"))
+            .collect();
+        ip(&flood);
+        assert!(changed(&mut changes).await, "the overrun counts as a change");
+        while tokio::time::timeout(Duration::from_millis(200), changes.recv()).await == Ok(Some(())) {}
+        ip("route add 198.18.99.0/24 via 198.18.1.2\n");
+        assert!(changed(&mut changes).await, "a change after the overrun is seen");
+    });
+}
