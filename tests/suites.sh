@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154  # test_needs and bpf_target are run's
 # The suites of ./run test, which sources this. Each is a function: it succeeds or fails, and its output holds the lines
 # `test result: …` that are counted. A suite that ran nothing has failed.
 
@@ -24,7 +24,7 @@ test_main() { # [--long|--list] [SUITE…]
         case $word in
             --long) export LBD_TEST_LONG=1 ;;
             --list)
-                for word in "${suites[@]}"; do printf '%-11s %s\n' "$word" "${about[$word]}"; done
+                list_suites
                 return
                 ;;
             *) [[ -n ${about[$word]:-} ]] || die "no suite is called \`$word\`: ${suites[*]}"
@@ -34,6 +34,11 @@ test_main() { # [--long|--list] [SUITE…]
     [[ ${#chosen[@]} != 0 ]] || chosen=("${suites[@]}")
     prepare_tests "${chosen[@]}"
     run_suites "${chosen[@]}"
+}
+
+list_suites() {
+    local suite
+    for suite in "${suites[@]}"; do printf '%-11s %s\n' "$suite" "${about[$suite]}"; done
 }
 
 # Only what the chosen suites need.

@@ -66,7 +66,7 @@ fn request_to_the_vip_is_routed_to_the_lb() {
     let capture = lab.lb().pcap("eth0", "tcp port 80", "vip.pcap").unwrap();
     // Nobody answers yet.
     let mut curl = lab.client().command("curl");
-    let curl = curl.args(["--silent", "--max-time", "10", &format!("http://{}/", lab.vip())]);
+    let curl = curl.args(["--silent", "--noproxy", "*", "--max-time", "10", &format!("http://{}/", lab.vip())]);
     let _curl = Running::start(curl).unwrap();
     let seen = capture.wait_for("a SYN at the LB", Duration::from_secs(5), |packets| !packets.is_empty()).unwrap();
     let syn = seen[0].ip().unwrap();
@@ -99,7 +99,7 @@ fn nginx_quit_closes_the_port_and_ends_the_download_it_serves() {
     let lab = lab("quit", 1);
     let real = lab.real(1).unwrap();
     let mut download = lab.client().command("curl");
-    download.args(["--silent", "--fail", "--limit-rate", "400M", "--output", "/dev/null"]);
+    download.args(["--silent", "--fail", "--noproxy", "*", "--output", "/dev/null"]);
     let mut download = Running::start(download.arg(format!("http://{}/big?rate=128m", real.addr()))).unwrap();
     let established = || real.run("ss --no-header --tcp --numeric state established sport = :80");
     let what = "the download to begin";
@@ -137,7 +137,7 @@ fn upload_is_received_whole_and_logged() {
     let file = lab.client().dir().join("upload");
     std::fs::File::create(&file).unwrap().set_len(3_000_000).unwrap();
     let mut curl = lab.client().command("curl");
-    curl.args(["--silent", "--fail", "--data-binary", &format!("@{}", file.display())]);
+    curl.args(["--silent", "--fail", "--noproxy", "*", "--data-binary", &format!("@{}", file.display())]);
     let answer = run(curl.arg(format!("http://{}/upload", real.addr()))).unwrap();
     assert_eq!(answer, "real1 received 3000000 bytes\n");
     let log = std::fs::read_to_string(real.nginx().access_log()).unwrap();

@@ -68,7 +68,7 @@ fn main() -> ExitCode {
 
 fn run(name: &str, action: Action) -> Result<()> {
     match action {
-        Action::Up { reals } => up(LabConfig { name: name.to_owned(), reals }),
+        Action::Up { reals } => up(&LabConfig { name: name.to_owned(), reals }),
         Action::Down => down(name),
         Action::Status => status(&Lab::attach(name)?),
         Action::Shell { host, command } => shell(&Lab::attach(name)?, &host, &command),
@@ -78,8 +78,8 @@ fn run(name: &str, action: Action) -> Result<()> {
     }
 }
 
-fn up(config: LabConfig) -> Result<()> {
-    let mut lab = Lab::up(&config).context("raising the lab")?;
+fn up(config: &LabConfig) -> Result<()> {
+    let mut lab = Lab::up(config).context("raising the lab")?;
     // A lab in which something is not built yet is still a network to look around in.
     if is_built("realsrv-setup") {
         lab.provision().context("provisioning the reals")?;
