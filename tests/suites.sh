@@ -136,7 +136,7 @@ suite_fuzz() {
     [[ -z ${LBD_TEST_LONG:-} ]] || seconds=120
     tests/fuzz/run $seconds
 }
-suite_bench() { check bench cargo run --locked --package tests --bin bench -- --smoke; }
+suite_bench() { cargo build --locked --workspace --bins && check bench target/debug/bench --smoke; }
 
 # A file in some crate's tests/ belongs to the suite whose name it begins with, otherwise to `namespace`:
 # so none is forgotten. One test at a time, since they load this machine and measure times.

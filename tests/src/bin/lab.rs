@@ -138,6 +138,10 @@ fn pcap(host: &Host, interface: &str, filter: &str) -> Result<()> {
     let mut tcpdump = host.tcpdump(interface, filter, Path::new("-"));
     let mut tcpdump = Running::start(tcpdump.stdout(Stdio::piped()))?;
     let Some(stdout) = tcpdump.child().and_then(|child| child.stdout.take()) else { bail!("tcpdump has no output") };
-    packet::stream(stdout, "from tcpdump", |packet| println!("{:.6} {packet}", packet.at.as_secs_f64()))?;
+    let mut first = None;
+    packet::stream(stdout, "from tcpdump", |packet| {
+        let since_first = packet.at.saturating_sub(*first.get_or_insert(packet.at));
+        println!("{:10.6} {packet}", since_first.as_secs_f64());
+    })?;
     Ok(())
 }
