@@ -140,8 +140,10 @@ fn upload_is_received_whole_and_logged() {
     curl.args(["--silent", "--fail", "--noproxy", "*", "--data-binary", &format!("@{}", file.display())]);
     let answer = run(curl.arg(format!("http://{}/upload", real.addr()))).unwrap();
     assert_eq!(answer, "real1 received 3000000 bytes\n");
-    let log = std::fs::read_to_string(real.nginx().access_log()).unwrap();
-    assert!(log.contains("POST /upload"), "{log}");
+    // nginx logs a request after it has answered it.
+    let logged =
+        || Ok(std::fs::read_to_string(real.nginx().access_log()).unwrap().contains("POST /upload").then_some(()));
+    wait_for("the upload in the access log", Duration::from_secs(5), logged).unwrap();
 }
 
 #[test]

@@ -76,7 +76,7 @@ impl<'a> Nginx<'a> {
         self.current().map(|(_, pid)| pid)
     }
 
-    /// The requests served so far, one a line.
+    /// The requests served so far, one a line, each written after its answer has been sent.
     #[must_use]
     pub fn access_log(&self) -> PathBuf {
         self.prefix.join("access.log")
