@@ -68,7 +68,7 @@ fn main() -> ExitCode {
 
 fn run(name: &str, action: Action) -> Result<()> {
     match action {
-        Action::Up { reals } => up(LabConfig { name: name.to_owned(), reals }),
+        Action::Up { reals } => up(&LabConfig { name: name.to_owned(), reals }),
         Action::Down => down(name),
         Action::Status => status(&Lab::attach(name)?),
         Action::Shell { host, command } => shell(&Lab::attach(name)?, &host, &command),
@@ -78,8 +78,8 @@ fn run(name: &str, action: Action) -> Result<()> {
     }
 }
 
-fn up(config: LabConfig) -> Result<()> {
-    let mut lab = Lab::up(&config).context("raising the lab")?;
+fn up(config: &LabConfig) -> Result<()> {
+    let mut lab = Lab::up(config).context("raising the lab")?;
     // A lab in which something is not built yet is still a network to look around in.
     if is_built("realsrv-setup") {
         lab.provision().context("provisioning the reals")?;
@@ -138,6 +138,10 @@ fn pcap(host: &Host, interface: &str, filter: &str) -> Result<()> {
     let mut tcpdump = host.tcpdump(interface, filter, Path::new("-"));
     let mut tcpdump = Running::start(tcpdump.stdout(Stdio::piped()))?;
     let Some(stdout) = tcpdump.child().and_then(|child| child.stdout.take()) else { bail!("tcpdump has no output") };
-    packet::stream(stdout, "from tcpdump", |packet| println!("{:.6} {packet}", packet.at.as_secs_f64()))?;
+    let mut first = None;
+    packet::stream(stdout, "from tcpdump", |packet| {
+        let since_first = packet.at.saturating_sub(*first.get_or_insert(packet.at));
+        println!("{:10.6} {packet}", since_first.as_secs_f64());
+    })?;
     Ok(())
 }

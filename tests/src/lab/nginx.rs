@@ -76,7 +76,7 @@ impl<'a> Nginx<'a> {
         self.current().map(|(_, pid)| pid)
     }
 
-    /// The requests served so far, one a line.
+    /// The requests served so far, one a line, each written after its answer has been sent.
     #[must_use]
     pub fn access_log(&self) -> PathBuf {
         self.prefix.join("access.log")
@@ -117,7 +117,7 @@ worker_rlimit_nofile 16384;
 events {{ worker_connections 8192; }}
 http {{
     access_log access.log;
-    default_type application/octet-stream;
+    default_type text/plain;
     client_max_body_size 0;
     client_body_temp_path body;
     proxy_temp_path proxy;
