@@ -30,8 +30,9 @@ const MODULES: [&str; 9] =
     ["ipip", "veth", "dummy", "cls_bpf", "act_bpf", "sch_ingress", "sch_netem", "ip_vs", "nf_tables"];
 
 /// Programs of the host that every guest has, in the directory where the kernel and people expect them. Busybox is
-/// Debian's `busybox-static`.
-const PROGRAMS: [(&str, &[&str]); 4] = [
+/// Debian's `busybox-static`; its own shell would prefer its applets to iproute2's `ip`.
+const PROGRAMS: [(&str, &[&str]); 5] = [
+    ("/usr/bin/sh", &["/bin/dash", "/usr/bin/dash"]),
     ("/bin/busybox", &["/bin/busybox", "/usr/bin/busybox"]),
     ("/usr/sbin/ip", &["/usr/sbin/ip", "/usr/bin/ip", "/sbin/ip"]),
     ("/usr/sbin/tc", &["/usr/sbin/tc", "/sbin/tc"]),
@@ -57,7 +58,7 @@ enum VmErrorKind {
     Missing { what: &'static str, place: PathBuf },
     #[error("kernel {release} has no module {name}")]
     UnknownModule { name: String, release: String },
-    #[error("no {0} on this host: install busybox-static, iproute2 and kmod")]
+    #[error("no {0} on this host: install busybox-static, dash, iproute2 and kmod")]
     NoProgram(&'static str),
     #[error("{} needs {library}, which the host does not have", program.display())]
     NoLibrary { program: PathBuf, library: String },
@@ -108,6 +109,7 @@ impl Vm {
     pub fn new(kernel: Kernel) -> Result<Self, VmError> {
         let scratch = tempfile::tempdir().map_err(|e| VmError::io("create", &std::env::temp_dir(), e))?;
         let mut files = Initramfs::default();
+        files.symlink("/run", "/var/run");
         for directory in ["/dev", "/proc", "/sys", "/run", "/tmp", "/etc", "/root", "/var/lib"] {
             files.directory(directory);
         }
@@ -146,7 +148,7 @@ impl Vm {
         self
     }
 
-    /// The shell script that the guest runs as root, with `lo` up and everything mounted.
+    /// The shell script that the guest runs as root (`sh -eu`), with `lo` up and everything mounted.
     #[must_use]
     pub fn script(mut self, text: &str) -> Self {
         self.files.text(text, "/script");

@@ -1,4 +1,3 @@
-set -e
 uname -r
 modprobe ipip
 ip -d link show dev tunl0

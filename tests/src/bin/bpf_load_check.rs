@@ -4,20 +4,22 @@
 use std::process::ExitCode;
 
 use aya::{
-    Ebpf,
+    Btf, EbpfLoader,
     programs::{Program, ProgramError},
 };
 use lb_ebpf::objects::{DECAP, LOAD_BALANCER, PROBE_CAPTURE};
 
 fn main() -> ExitCode {
     let objects = [("load_balancer", LOAD_BALANCER), ("probe_capture", PROBE_CAPTURE), ("decap", DECAP)];
-    let failures: usize = objects.iter().map(|(name, object)| failures_of(name, object)).sum();
+    // Left to itself the loader reads the kernel's types anew for each object, which takes seconds under emulation.
+    let kernel_types = Btf::from_sys_fs().ok();
+    let failures: usize = objects.iter().map(|(name, object)| failures_of(name, object, kernel_types.as_ref())).sum();
     if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// How many programs of the object the kernel refused; an object whose maps it refused counts as one.
-fn failures_of(object_name: &str, object: &[u8]) -> usize {
-    let mut object = match Ebpf::load(object) {
+fn failures_of(object_name: &str, object: &[u8], kernel_types: Option<&Btf>) -> usize {
+    let mut object = match EbpfLoader::new().btf(kernel_types).load(object) {
         Ok(object) => object,
         Err(error) => {
             println!("{object_name}: {error:?}");
