@@ -15,7 +15,7 @@ mod qemu;
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
     time::Duration,
 };
 
@@ -39,46 +39,93 @@ const PROGRAMS: [(&str, &[&str]); 5] = [
     ("/usr/bin/kmod", &["/usr/bin/kmod", "/bin/kmod"]),
 ];
 
-/// What went wrong, with the operation and the object. Boxed: the variants carry whole consoles.
+/// What went wrong, with the operation and the object.
 #[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct VmError(Box<VmErrorKind>);
-
-#[derive(Debug, thiserror::Error)]
-enum VmErrorKind {
+pub enum VmError {
+    /// A file of the host, or a program that could not be started.
     #[error("{operation} {}: {source}", path.display())]
-    Io { operation: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        /// A verb phrase.
+        operation: &'static str,
+        /// What it was done to.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A program of the host ended with a failure.
     #[error("`{command}` failed ({status}): {stderr}")]
-    Command { command: String, status: String, stderr: String },
+    Command {
+        /// As typed.
+        command: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it said.
+        stderr: String,
+    },
+    /// Nowhere to keep the kernel.
     #[error("no home directory for the kernel cache: set XDG_CACHE_HOME")]
     NoHome,
-    #[error("apt knows no package {package}: run apt-get update, on Debian for amd64")]
-    NoKernelPackage { package: &'static str },
-    #[error("{} is not in {}", what, place.display())]
-    Missing { what: &'static str, place: PathBuf },
+    /// The package lists lack the kernel.
+    #[error("apt knows no package {0}: run apt-get update, on Debian for amd64")]
+    NoKernelPackage(&'static str),
+    /// The kernel package is not what it should be.
+    #[error("no {what} in {}", place.display())]
+    Missing {
+        /// What was looked for.
+        what: &'static str,
+        /// The directory it should be in.
+        place: PathBuf,
+    },
+    /// The kernel was built without this module.
     #[error("kernel {release} has no module {name}")]
-    UnknownModule { name: String, release: String },
+    UnknownModule {
+        /// The module.
+        name: String,
+        /// The kernel.
+        release: String,
+    },
+    /// The host lacks a program that every guest has.
     #[error("no {0} on this host: install busybox-static, dash, iproute2 and kmod")]
     NoProgram(&'static str),
+    /// A program's shared library is not on the host.
     #[error("{} needs {library}, which the host does not have", program.display())]
-    NoLibrary { program: PathBuf, library: String },
+    NoLibrary {
+        /// The program.
+        program: PathBuf,
+        /// The library's name.
+        library: String,
+    },
+    /// The guest outlived its limit and was killed.
     #[error("the guest was killed after {limit:?}; its output:\n{output}\nits console:\n{console}")]
-    Timeout { limit: Duration, output: String, console: String },
+    Timeout {
+        /// The limit it was given.
+        limit: Duration,
+        /// What came over the script's line, marks included.
+        output: String,
+        /// The kernel's log.
+        console: String,
+    },
+    /// The guest's kernel panicked or oopsed.
     #[error("the guest's kernel failed: {line}\nits console:\n{console}")]
-    KernelFault { line: String, console: String },
+    KernelFault {
+        /// The first line that says so.
+        line: String,
+        /// The kernel's log.
+        console: String,
+    },
+    /// The guest was gone before its script had ended.
     #[error("the guest stopped before its script ended; its output:\n{output}\nits console:\n{console}")]
-    NoStatus { output: String, console: String },
-}
-
-impl From<VmErrorKind> for VmError {
-    fn from(kind: VmErrorKind) -> Self {
-        Self(Box::new(kind))
-    }
+    NoStatus {
+        /// What came over the script's line, marks included.
+        output: String,
+        /// The kernel's log.
+        console: String,
+    },
 }
 
 impl VmError {
     fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
-        VmErrorKind::Io { operation, path: path.to_owned(), source }.into()
+        Self::Io { operation, path: path.to_owned(), source }
     }
 }
 
@@ -117,7 +164,7 @@ impl Vm {
         files.character_device(5, 1, "/dev/console");
         for (guest, candidates) in PROGRAMS {
             let host = candidates.iter().find(|path| Path::new(path).exists());
-            files.program(host.ok_or(VmErrorKind::NoProgram(guest))?, guest)?;
+            files.program(host.ok_or(VmError::NoProgram(guest))?, guest)?;
         }
         for name in ["modprobe", "rmmod", "lsmod", "insmod"] {
             files.symlink("/usr/bin/kmod", Path::new("/sbin").join(name));
@@ -136,7 +183,7 @@ impl Vm {
         let host = host.as_ref();
         let name = host
             .file_name()
-            .ok_or_else(|| VmErrorKind::Missing { what: "the name of a program", place: host.to_owned() })?;
+            .ok_or_else(|| VmError::Missing { what: "the name of a program", place: host.to_owned() })?;
         self.files.stripped_program(host, &Path::new("/usr/bin").join(name), self.scratch.path())?;
         Ok(self)
     }
@@ -174,13 +221,13 @@ impl Vm {
         drop(qemu);
         let console = String::from_utf8_lossy(&fs::read(&log).map_err(|e| VmError::io("read", &log, e))?).into_owned();
         if let Some(line) = qemu::kernel_fault(&console) {
-            return Err(VmErrorKind::KernelFault { line: line.to_owned(), console }.into());
+            return Err(VmError::KernelFault { line: line.to_owned(), console });
         }
         match serial {
-            Err(output) => Err(VmErrorKind::Timeout { limit, output, console }.into()),
+            Err(output) => Err(VmError::Timeout { limit, output, console }),
             Ok(serial) => match qemu::framed(&serial) {
                 Some((output, status)) => Ok(Output { status, output: output.to_owned(), console }),
-                None => Err(VmErrorKind::NoStatus { output: serial, console }.into()),
+                None => Err(VmError::NoStatus { output: serial, console }),
             },
         }
     }
@@ -207,5 +254,5 @@ fn run(command: &mut Command) -> Result<String, VmError> {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let stderr = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
-    Err(VmErrorKind::Command { command: format!("{command:?}"), status: output.status.to_string(), stderr }.into())
+    Err(VmError::Command { command: format!("{command:?}"), status: output.status, stderr })
 }

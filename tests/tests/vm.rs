@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tests::vm::{Kernel, Output, Vm};
+use tests::vm::{Kernel, Output, Vm, VmError};
 
 /// A guest boots in 5 to 15 s under TCG; an unoptimised loader reads the kernel's types in as long again, each time.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -31,6 +31,20 @@ fn real_with_stock_ipip_is_provisioned_checked_and_left_as_found() {
         guest = guest.program(program).unwrap();
     }
     passed(guest.script(include_str!("../vm/real_ipip.sh")));
+}
+
+#[test]
+fn guest_whose_kernel_crashes_is_a_fault_without_waiting_for_the_limit() {
+    let guest = Vm::new(Kernel::debian().unwrap()).unwrap().script("echo c >/proc/sysrq-trigger");
+    let error = guest.run(LIMIT).unwrap_err();
+    assert!(matches!(&error, VmError::KernelFault { line, .. } if line.contains("sysrq triggered crash")), "{error}");
+}
+
+#[test]
+fn guest_past_its_limit_is_killed() {
+    let limit = Duration::from_millis(500);
+    let error = Vm::new(Kernel::debian().unwrap()).unwrap().script("sleep 1000").run(limit).unwrap_err();
+    assert!(matches!(error, VmError::Timeout { .. }), "{error}");
 }
 
 /// Runs the guest, shows what it wrote, and requires its script's success.

@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use super::{VmError, VmErrorKind, run};
+use super::{VmError, run};
 
 const DIRECTORY: u32 = 0o040_755;
 const FILE: u32 = 0o100_755;
@@ -60,7 +60,7 @@ impl Initramfs {
         let output = Command::new("ldd").arg(host).output().map_err(|e| VmError::io("run ldd on", host, e))?;
         // A static executable has no list, and ldd's status says so; a file that is not there fails when it is read.
         for library in libraries(&String::from_utf8_lossy(&output.stdout))
-            .map_err(|library| VmErrorKind::NoLibrary { program: host.to_owned(), library })?
+            .map_err(|library| VmError::NoLibrary { program: host.to_owned(), library })?
         {
             self.host_file(&library, &library);
         }

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use super::{VmError, VmErrorKind, run};
+use super::{VmError, run};
 
 /// The meta package; what it depends on is the kernel. The *cloud* flavour drops drivers no VM has, and keeps every
 /// network module.
@@ -67,14 +67,14 @@ impl Kernel {
     pub fn module_closure(&self, names: &[&str]) -> Result<Vec<PathBuf>, VmError> {
         let index = self.modules().join("modules.dep");
         let text = fs::read_to_string(&index).map_err(|e| VmError::io("read", &index, e))?;
-        closure(&text, names).map_err(|name| VmErrorKind::UnknownModule { name, release: self.release.clone() }.into())
+        closure(&text, names).map_err(|name| VmError::UnknownModule { name, release: self.release.clone() })
     }
 }
 
 fn cache_directory() -> Result<PathBuf, VmError> {
     let base = match env::var_os("XDG_CACHE_HOME") {
         Some(dir) if !dir.is_empty() => PathBuf::from(dir),
-        _ => env::home_dir().ok_or(VmErrorKind::NoHome)?.join(".cache"),
+        _ => env::home_dir().ok_or(VmError::NoHome)?.join(".cache"),
     };
     Ok(base.join("lbd/vm"))
 }
@@ -93,7 +93,7 @@ fn fetch(cache: &Path, root: &Path) -> Result<(), VmError> {
         .filter_map(Result::ok)
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|ext| ext == "deb"))
-        .ok_or_else(|| VmErrorKind::Missing { what: "the downloaded package", place: work.path().to_owned() })?;
+        .ok_or_else(|| VmError::Missing { what: "the downloaded package", place: work.path().to_owned() })?;
     let unpacked = work.path().join("root");
     run(Command::new("dpkg").arg("-x").arg(&archive).arg(&unpacked))?;
     run(Command::new("depmod").arg("-b").arg(&unpacked).arg(release(&unpacked)?))?;
@@ -107,7 +107,7 @@ fn dependency() -> Result<String, VmError> {
         .lines()
         .find_map(|line| line.trim().strip_prefix("Depends: "))
         .map(str::to_owned)
-        .ok_or_else(|| VmErrorKind::NoKernelPackage { package: PACKAGE }.into())
+        .ok_or(VmError::NoKernelPackage(PACKAGE))
 }
 
 fn release(root: &Path) -> Result<String, VmError> {
@@ -116,7 +116,7 @@ fn release(root: &Path) -> Result<String, VmError> {
     entries
         .next()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .ok_or_else(|| VmErrorKind::Missing { what: "a kernel release", place: modules }.into())
+        .ok_or_else(|| VmError::Missing { what: "a kernel release", place: modules })
 }
 
 /// The lines of `modules.dep` read `path/of/module.ko: path/of/dependency.ko …`, the dependencies already transitive.
