@@ -116,7 +116,7 @@ fn release(root: &Path) -> Result<String, VmError> {
     entries
         .next()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .ok_or_else(|| VmError::Missing { what: "a kernel release", place: modules })
+        .ok_or(VmError::Missing { what: "a kernel release", place: modules })
 }
 
 /// The lines of `modules.dep` read `path/of/module.ko: path/of/dependency.ko …`, the dependencies already transitive.
