@@ -1,1 +1,29 @@
-//! hc-prober
+//! Health checks that take the path of the traffic: each probe is the client's packet, encapsulated for the real as the
+//! load balancer would, answered by the real from the VIP straight back to us.
+//!
+//! ```text
+//!   Prober (handle) ── checks, questions ──▶ runner: one loop, one thread
+//!        ▲                                     │ receive   capture.rs  tc program ─ ring buffer
+//!        └──── transitions, status ────────────│ update    engine.rs   pure: lanes, cookies, verdicts, schedule
+//!                                              │ send      transport.rs  raw socket, sendmmsg
+//! ```
+//!
+//! The core (`codec`, `cookie`, `lane`, `state`, `schedule`, `engine`) is pure: it is given the time and packets, and
+//! returns packets and effects.
+
+pub mod check;
+pub mod cookie;
+pub mod lane;
+pub mod report;
+pub mod runner;
+pub mod schedule;
+pub mod settings;
+pub mod state;
+pub mod time;
+
+pub use crate::{
+    check::{Check, CheckKey, Kind, Timing},
+    report::{CheckStatus, Counters, Reason, Severity, State, Transition},
+    runner::{Error, Prober},
+    settings::Settings,
+};

@@ -1,12 +1,190 @@
-//! Placeholder while the workspace is being laid out.
+//! The real's side of the tunnel, at tc (clsact) on its Ethernet devices.
+//!
+//! ```text
+//! ingress  lb_decap   IPIP to the host, from an allowed source, around a packet for a VIP or the host:
+//!                     the outer header goes, the packet stays on its device
+//!          lb_guard   beside a kernel tunnel: drops IPIP to the host from sources that are not allowed
+//! egress   lb_clamp   SYN and SYN-ACK from a VIP: the MSS leaves room for the outer header
+//! ```
+//!
+//! Everything else passes untouched, on to the next filter. The maps are described in [`lb_ebpf::decap`].
 #![no_std]
 #![no_main]
-#![expect(unsafe_code, reason = "BPF programs read packets through raw pointers; each block states its bound")]
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+#![expect(unsafe_code, reason = "BPF programs read map values through raw pointers; each block states its bound")]
 
-#[xdp]
-fn pass(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
+use aya_ebpf::{
+    bindings::{BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    macros::{classifier, map},
+    maps::{HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    programs::TcContext,
+};
+use lb_ebpf::decap::{Counter, Ipv4Header, MAX_ADDRESSES, MAX_DEVICES, MAX_SOURCES, ROLE_HOST, ROLE_VIP};
+
+const ETHERNET: u32 = 14;
+const IPV4: u32 = 20;
+const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
+
+#[map]
+static ADDRESSES: HashMap<[u8; 4], u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
+#[map]
+static SOURCES: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(MAX_SOURCES, 0);
+#[map]
+static MSS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_DEVICES, 0);
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
+
+/// Removes the outer header where the tunnel ends here.
+#[classifier]
+pub fn lb_decap(ctx: TcContext) -> i32 {
+    if let Some(outer) = tunnel_to_host(&ctx) {
+        count(decapsulate(&ctx, &outer));
+    }
+    TC_ACT_UNSPEC
+}
+
+/// Drops tunnel packets that do not come from a load balancer; the kernel's tunnel device takes the others.
+#[classifier]
+pub fn lb_guard(ctx: TcContext) -> i32 {
+    match tunnel_to_host(&ctx) {
+        Some(outer) if !source_allowed(&outer) => {
+            count(Counter::BadSource);
+            TC_ACT_SHOT
+        }
+        _ => TC_ACT_UNSPEC,
+    }
+}
+
+/// Lowers the MSS that a VIP announces.
+#[classifier]
+pub fn lb_clamp(ctx: TcContext) -> i32 {
+    if clamp(&ctx) == Some(()) {
+        count(Counter::MssClamped);
+    }
+    TC_ACT_UNSPEC
+}
+
+/// The outer header, if the packet is IPIP addressed to the host itself.
+#[inline(always)]
+fn tunnel_to_host(ctx: &TcContext) -> Option<Ipv4Header> {
+    let outer = ipv4(ctx, ETHERNET)?;
+    (outer.protocol == Ipv4Header::IPIP && role(outer.destination) == Some(ROLE_HOST)).then_some(outer)
+}
+
+#[inline(always)]
+fn decapsulate(ctx: &TcContext, outer: &Ipv4Header) -> Counter {
+    if !source_allowed(outer) {
+        return Counter::BadSource;
+    }
+    if outer.is_fragment() {
+        return Counter::Fragment;
+    }
+    // The load balancer sends no outer options; the length must be within the frame.
+    if outer.version_ihl != 0x45 || outer.total_length() < 2 * IPV4 || outer.total_length() > ctx.len() - ETHERNET {
+        return Counter::Malformed;
+    }
+    let Some(inner) = ipv4(ctx, ETHERNET + IPV4) else { return Counter::Malformed };
+    if !inner.is_plausible_inner(outer.total_length() - IPV4) {
+        return Counter::Malformed;
+    }
+    if role(inner.destination).is_none() {
+        return Counter::NotOurs;
+    }
+    // The size of the segments GRO merged is TCP payload: it does not change with the header (FIXED_GSO).
+    match ctx.adjust_room(-(IPV4 as i32), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO.into()) {
+        Ok(()) => Counter::Decapsulated,
+        Err(_) => Counter::Failed,
+    }
+}
+
+/// `Some` if the MSS option was lowered.
+#[inline(always)]
+fn clamp(ctx: &TcContext) -> Option<()> {
+    const FLAGS: u32 = 13;
+    const SYN: u8 = 0x02;
+    let ip = ipv4(ctx, ETHERNET)?;
+    if ip.protocol != Ipv4Header::TCP || ip.is_fragment() || role(ip.source) != Some(ROLE_VIP) {
+        return None;
+    }
+    let tcp = ETHERNET + ip.header_length();
+    let [offset, flags] = ctx.load::<[u8; 2]>((tcp + FLAGS - 1) as usize).ok()?;
+    if flags & SYN == 0 {
+        return None;
+    }
+    // SAFETY: nothing deletes from MSS while the program is attached, and the value is copied.
+    let limit = unsafe { MSS.get(ctx_ifindex(ctx)) }.copied()?;
+    let (at, announced) = mss_option(ctx, tcp + 20, tcp + u32::from(offset >> 4) * 4)?;
+    let limit = limit as u16;
+    if announced <= limit {
+        return None;
+    }
+    replace(ctx, tcp, at, announced, limit)
+}
+
+/// Where the value of the MSS option is, and the value, host byte order (RFC 9293 section 3.1).
+#[inline(always)]
+fn mss_option(ctx: &TcContext, mut at: u32, end: u32) -> Option<(u32, u16)> {
+    const END: u8 = 0;
+    const NOP: u8 = 1;
+    const MSS_KIND: u8 = 2;
+    // A TCP header has at most 40 octets of options.
+    for _ in 0..40 {
+        if at + 4 > end {
+            return None;
+        }
+        match ctx.load::<[u8; 4]>(at as usize).ok()? {
+            [END, ..] => return None,
+            [NOP, ..] => at += 1,
+            [MSS_KIND, 4, high, low] => return Some((at + 2, u16::from_be_bytes([high, low]))),
+            [_, length, ..] if length >= 2 => at += u32::from(length),
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// Writes the MSS and mends the TCP checksum; one that is still partial covers the pseudo header only, and the helper
+/// leaves it alone.
+#[inline(always)]
+fn replace(ctx: &TcContext, tcp: u32, at: u32, from: u16, to: u16) -> Option<()> {
+    const CHECKSUM: u32 = 16;
+    const TWO_OCTETS: u64 = 2;
+    ctx.store(at as usize, &to.to_be_bytes(), 0).ok()?;
+    // The checksum adds 16-bit words: at an odd offset the two octets belong to different words, swapped.
+    let word = |value: u16| if (at - tcp) & 1 == 0 { value.to_be() } else { value.to_le() };
+    ctx.l4_csum_replace((tcp + CHECKSUM) as usize, word(from).into(), word(to).into(), TWO_OCTETS).ok()
+}
+
+#[inline(always)]
+fn ipv4(ctx: &TcContext, at: u32) -> Option<Ipv4Header> {
+    if ctx.skb.protocol() != ETH_P_IP {
+        return None;
+    }
+    ctx.load(at as usize).ok()
+}
+
+#[inline(always)]
+fn role(address: [u8; 4]) -> Option<u32> {
+    // SAFETY: nothing deletes from ADDRESSES while the program is attached, and the value is copied.
+    unsafe { ADDRESSES.get(address) }.copied()
+}
+
+#[inline(always)]
+fn source_allowed(outer: &Ipv4Header) -> bool {
+    SOURCES.get(Key::new(32, outer.source)).is_some()
+}
+
+#[inline(always)]
+fn ctx_ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is valid for the program's run; the verifier allows reads of `ifindex`.
+    unsafe { (*ctx.skb.skb).ifindex }
+}
+
+#[inline(always)]
+fn count(counter: Counter) {
+    if let Some(packets) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: a per-CPU value, and tc programs are not preempted by themselves on one CPU.
+        unsafe { *packets += 1 };
+    }
 }
 
 #[panic_handler]

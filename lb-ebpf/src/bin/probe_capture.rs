@@ -1,12 +1,185 @@
-//! Placeholder while the workspace is being laid out.
+//! tc ingress: takes the replies to our probes before the kernel sees them, which would answer a SYN-ACK it knows nothing
+//! about by a RST of its own. Works under any XDP program, and beside other probers: each takes its own ports only.
 #![no_std]
 #![no_main]
-#![expect(unsafe_code, reason = "BPF programs read packets through raw pointers; each block states its bound")]
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+#![expect(unsafe_code, reason = "BPF helpers and map values are raw pointers; each block states what makes it sound")]
+use aya_ebpf::{
+    EbpfContext, Global,
+    bindings::{BPF_F_NO_PREALLOC, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_hdr_start_off::BPF_HDR_START_NET},
+    helpers::{bpf_ktime_get_ns, generated::bpf_skb_load_bytes_relative},
+    macros::{classifier, map},
+    maps::{HashMap, PerCpuArray, RingBuf},
+    programs::TcContext,
+};
+use core::{mem::MaybeUninit, ptr};
+use lb_ebpf::probe::{CaptureCounters, Captured, INNER, OUTER, Ports, SNAP, Watch};
 
-#[xdp]
-fn pass(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
+#[unsafe(no_mangle)]
+static PORTS: Global<Ports> = Global::new(Ports { first: 1, last: 0 });
+
+#[map]
+static WATCH: HashMap<Watch, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+static CAPTURED: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+#[map]
+static COUNTERS: PerCpuArray<CaptureCounters> = PerCpuArray::with_max_entries(1, 0);
+
+const ICMP: u8 = 1;
+const IPIP: u8 = 4;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+const ECHO_REPLY: u8 = 0;
+const UNREACHABLE: u8 = 3;
+const ECHO_REQUEST: u8 = 8;
+const TIME_EXCEEDED: u8 = 11;
+const PARAMETER_PROBLEM: u8 = 12;
+
+/// An IPv4 header without options, all fields as on the wire.
+#[repr(C)]
+struct Ipv4 {
+    version_ihl: u8,
+    tos: u8,
+    total_len: [u8; 2],
+    id: [u8; 2],
+    fragment: [u8; 2],
+    ttl: u8,
+    protocol: u8,
+    checksum: [u8; 2],
+    source: [u8; 4],
+    destination: [u8; 4],
+}
+
+/// What a packet is to us.
+enum Claim {
+    /// A reply to one of our probes: take it.
+    Reply,
+    /// Tells something about our outer packets: look, and pass it on.
+    Evidence,
+}
+
+#[classifier]
+fn probe_capture(ctx: TcContext) -> i32 {
+    // With UNSPEC, the next tc program or filter has its say.
+    capture(&ctx).unwrap_or(TC_ACT_UNSPEC)
+}
+
+#[inline(always)]
+fn capture(ctx: &TcContext) -> Option<i32> {
+    let ip: Ipv4 = load(ctx, 0)?;
+    let claim = claim(ctx, &ip)?;
+    let counters = COUNTERS.get_ptr_mut(0)?;
+    // SAFETY: a per-CPU element that only this CPU writes, and tc programs do not nest on one CPU.
+    let counters = unsafe { &mut *counters };
+    let Some(mut entry) = CAPTURED.reserve::<Captured>(0) else {
+        counters.ring_full += 1;
+        return None;
+    };
+    if fill(ctx, &ip, entry.as_mut_ptr()).is_none() {
+        entry.discard(0);
+        counters.truncated += 1;
+        return None;
+    }
+    entry.submit(0);
+    match claim {
+        Claim::Reply => {
+            counters.taken += 1;
+            Some(TC_ACT_SHOT as i32)
+        }
+        Claim::Evidence => {
+            counters.evidence += 1;
+            None
+        }
+    }
+}
+
+/// Decides by addresses, ports and identifiers alone; whether the packet is genuine is judged in user space.
+#[inline(always)]
+fn claim(ctx: &TcContext, ip: &Ipv4) -> Option<Claim> {
+    let l4 = payload_offset(ip)?;
+    match ip.protocol {
+        TCP | UDP => {
+            let [_, _, high, low]: [u8; 4] = load(ctx, l4)?;
+            reply(ip.destination, ip.source, u16::from_be_bytes([high, low]))
+        }
+        ICMP => {
+            let [kind, _, _, _, high, low, _, _]: [u8; 8] = load(ctx, l4)?;
+            match kind {
+                ECHO_REPLY => reply(ip.destination, ip.source, u16::from_be_bytes([high, low])),
+                UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM => claim_error(ctx, l4 + 8),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+/// An ICMP error quotes the header and at least 8 bytes of the packet it is about (RFC 792).
+#[inline(always)]
+fn claim_error(ctx: &TcContext, offset: u32) -> Option<Claim> {
+    let quoted: Ipv4 = load(ctx, offset)?;
+    let l4 = payload_offset(&quoted)?;
+    let [a, b, _, _, e, f, _, _]: [u8; 8] = load(ctx, offset + l4)?;
+    match quoted.protocol {
+        TCP | UDP => reply(quoted.source, quoted.destination, u16::from_be_bytes([a, b])),
+        ICMP if a == ECHO_REQUEST => reply(quoted.source, quoted.destination, u16::from_be_bytes([e, f])),
+        IPIP if watched(quoted.source, quoted.destination, OUTER) => Some(Claim::Evidence),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn reply(local: [u8; 4], remote: [u8; 4], port: u16) -> Option<Claim> {
+    let ports = PORTS.load();
+    (ports.first <= port && port <= ports.last && watched(local, remote, INNER)).then_some(Claim::Reply)
+}
+
+#[inline(always)]
+fn watched(local: [u8; 4], remote: [u8; 4], role: u32) -> bool {
+    // SAFETY: the value is a plain integer; user space replaces it as a whole.
+    unsafe { WATCH.get(&Watch { local, remote }) }.is_some_and(|roles| *roles & role != 0)
+}
+
+/// Where the payload begins, from the header's start; `None` for what is not IPv4 or a later fragment.
+#[inline(always)]
+fn payload_offset(ip: &Ipv4) -> Option<u32> {
+    let offset = u16::from_be_bytes(ip.fragment) & 0x1fff;
+    let len = u32::from(ip.version_ihl & 0x0f) * 4;
+    (ip.version_ihl >> 4 == 4 && len >= 20 && offset == 0).then_some(len)
+}
+
+/// Copies the packet's first bytes to the ring's entry.
+#[inline(always)]
+fn fill(ctx: &TcContext, ip: &Ipv4, entry: *mut Captured) -> Option<()> {
+    let mut len = u32::from(u16::from_be_bytes(ip.total_len));
+    if len > SNAP as u32 {
+        len = SNAP as u32;
+    }
+    if len < 20 {
+        return None;
+    }
+    // SAFETY: `entry` is a reserved ring entry of the size of `Captured`; `len` is at most `SNAP`.
+    let result = unsafe {
+        (*entry).at = bpf_ktime_get_ns();
+        (*entry).len = len;
+        (*entry).reserved = 0;
+        let bytes = ptr::addr_of_mut!((*entry).bytes);
+        bpf_skb_load_bytes_relative(ctx.as_ptr().cast(), 0, bytes.cast(), len, BPF_HDR_START_NET)
+    };
+    (result == 0).then_some(())
+}
+
+/// Reads from `offset` after the network header's start, whatever link layer there is.
+#[inline(always)]
+fn load<T>(ctx: &TcContext, offset: u32) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper writes exactly `size_of::<T>()` bytes or fails; `T` is made of bytes only.
+    unsafe {
+        let to = value.as_mut_ptr().cast();
+        let result =
+            bpf_skb_load_bytes_relative(ctx.as_ptr().cast(), offset, to, size_of::<T>() as u32, BPF_HDR_START_NET);
+        (result == 0).then(|| value.assume_init())
+    }
 }
 
 #[panic_handler]

@@ -1,0 +1,44 @@
+//! How a prober is set up.
+
+use std::{net::Ipv4Addr, ops::RangeInclusive};
+
+/// Source ports (and ICMP identifiers) of a daemon. Above the kernel's default `ip_local_port_range`, so that they never
+/// collide with a socket, and below [`ONE_SHOT_PORTS`].
+pub const DAEMON_PORTS: RangeInclusive<u16> = 61_000..=64_511;
+
+/// Source ports of one-shot probers, in blocks of [`ONE_SHOT_BLOCK`].
+pub const ONE_SHOT_PORTS: RangeInclusive<u16> = 64_512..=65_535;
+
+/// How many source ports a one-shot prober claims.
+pub const ONE_SHOT_BLOCK: u16 = 64;
+
+/// Settings of a prober.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Interfaces on whose ingress replies are captured.
+    pub interfaces: Vec<String>,
+    /// Source of the outer header, the one that the data plane uses. `None`: what the route to the real prefers.
+    pub outer_source: Option<Ipv4Addr>,
+    /// Source of the inner header: where the real's answer goes. `None`: the outer source.
+    pub inner_source: Option<Ipv4Addr>,
+    /// Source ports and ICMP identifiers, host byte order. No two probers in a network namespace may share any.
+    pub ports: RangeInclusive<u16>,
+    /// Key of the cookies.
+    pub secret: [u8; 16],
+}
+
+impl Settings {
+    /// Settings that capture on `interfaces`, with a fresh secret and everything else left to its default.
+    ///
+    /// # Errors
+    /// The kernel's random number generator failed.
+    pub fn new(interfaces: Vec<String>) -> std::io::Result<Self> {
+        let mut secret = [0; 16];
+        fill_random(&mut secret)?;
+        Ok(Self { interfaces, outer_source: None, inner_source: None, ports: DAEMON_PORTS, secret })
+    }
+}
+
+fn fill_random(bytes: &mut [u8]) -> std::io::Result<()> {
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, bytes)
+}

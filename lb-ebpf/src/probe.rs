@@ -1,0 +1,80 @@
+//! What the capture of probe replies (`src/bin/probe_capture.rs`) and the prober agree on.
+
+/// Packets are handed up from their IPv4 header on, at most so many bytes: a captured reply needs 60 + 60, an ICMP error
+/// 20 + 8 + 60 + 8.
+pub const SNAP: usize = 192;
+
+/// In [`Watch`]: replies of `remote` to `local` are ours, if their port or ICMP identifier is.
+pub const INNER: u32 = 1;
+
+/// In [`Watch`]: `local` sends IPIP packets to `remote`; ICMP errors about these are evidence.
+pub const OUTER: u32 = 2;
+
+/// Key of the map `WATCH`: two IPv4 addresses as they stand in a header (network byte order). The value is a set of
+/// [`INNER`] and [`OUTER`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Watch {
+    /// Our address.
+    pub local: [u8; 4],
+    /// The target's (inner) or the real's (outer).
+    pub remote: [u8; 4],
+}
+
+/// The global `PORTS`: source ports and ICMP identifiers that are ours, both ends included. Host byte order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// The lowest.
+    pub first: u16,
+    /// The highest.
+    pub last: u16,
+}
+
+/// An item of the ring buffer `CAPTURED`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Captured {
+    /// When the packet arrived: `CLOCK_MONOTONIC`, nanoseconds.
+    pub at: u64,
+    /// How many of `bytes` are the packet's; the rest is undefined.
+    pub len: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The packet from its IPv4 header on.
+    pub bytes: [u8; SNAP],
+}
+
+/// The only element of the per-CPU array `COUNTERS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct CaptureCounters {
+    /// Replies handed up and dropped.
+    pub taken: u64,
+    /// ICMP errors about outer packets handed up and passed on.
+    pub evidence: u64,
+    /// Packets left to the kernel because the ring was full.
+    pub ring_full: u64,
+    /// Packets left to the kernel because they were shorter than their header says.
+    pub truncated: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Watch>() == 8 && align_of::<Watch>() == 1);
+    assert!(size_of::<Ports>() == 4);
+    assert!(size_of::<Captured>() == 16 + SNAP && align_of::<Captured>() == 8);
+    assert!(size_of::<CaptureCounters>() == 32);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    #![expect(unsafe_code, reason = "aya's marker for map types")]
+    use super::{CaptureCounters, Ports, Watch};
+
+    // SAFETY: `repr(C)`, integers only, no padding (sizes asserted above), every bit pattern valid.
+    unsafe impl aya::Pod for Watch {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Ports {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for CaptureCounters {}
+}
