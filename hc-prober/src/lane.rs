@@ -45,15 +45,16 @@ impl Lane {
         Self { rotation: Rotation::new(ports, secret), flights: VecDeque::new(), first: 0, memory }
     }
 
-    /// Records a flight; returns its port and number (its epoch). `None`: every port is in use.
-    pub fn launch(&mut self, flight: Flight) -> Option<(u16, u64)> {
+    /// Records a flight; returns its port and number (its epoch). When every port is remembered, the one used longest ago is
+    /// taken again if its answer has come or nothing came of it for `rest`; otherwise there is `None`.
+    pub fn launch(&mut self, flight: Flight, rest: Duration) -> Option<(u16, u64)> {
         let now = flight.sent_at;
         while self.flights.front().is_some_and(|old| now.since(old.sent_at) > self.memory) {
             self.forget();
         }
-        // All ports are remembered: the oldest may be reused if its answer has come.
         if self.flights.len() >= self.rotation.len() {
-            if !self.flights.front()?.answered {
+            let oldest = self.flights.front()?;
+            if !oldest.answered && now.since(oldest.sent_at) < rest {
                 return None;
             }
             self.forget();
@@ -133,6 +134,8 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashSet;
 
+    const REST: Duration = Duration::from_secs(1);
+
     fn flight(serial: u32, at: u64) -> Flight {
         Flight {
             check: 0,
@@ -152,12 +155,12 @@ mod tests {
             let mut lane = Lane::new(&ports, secret, Duration::MAX);
             let mut used = HashSet::new();
             for n in 0..u32::from(size) {
-                let (port, epoch) = lane.launch(flight(n, 0)).unwrap();
+                let (port, epoch) = lane.launch(flight(n, 0), REST).unwrap();
                 prop_assert!(ports.contains(&port) && used.insert(port));
                 let (found, found_epoch) = lane.find(port).unwrap();
                 prop_assert_eq!((found.serial, found_epoch), (n, epoch));
             }
-            prop_assert!(lane.launch(flight(0, 0)).is_none(), "all in use");
+            prop_assert!(lane.launch(flight(0, 0), REST).is_none(), "all in use");
         }
     }
 
@@ -165,7 +168,7 @@ mod tests {
     fn port_reused_finds_the_latest_flight() {
         let mut lane = Lane::new(&(61000..=61003), 12345, Duration::from_nanos(10));
         for n in 0..100 {
-            let (port, _) = lane.launch(flight(n, u64::from(n) * 5)).unwrap();
+            let (port, _) = lane.launch(flight(n, u64::from(n) * 5), REST).unwrap();
             assert_eq!(lane.find(port).unwrap().0.serial, n);
         }
     }
@@ -173,11 +176,11 @@ mod tests {
     #[test]
     fn port_answered_is_reused_when_none_is_left() {
         let mut lane = Lane::new(&(61000..=61001), 1, Duration::MAX);
-        let (port, _) = lane.launch(flight(0, 0)).unwrap();
-        lane.launch(flight(1, 0)).unwrap();
-        assert!(lane.launch(flight(2, 0)).is_none());
+        let (port, _) = lane.launch(flight(0, 0), REST).unwrap();
+        lane.launch(flight(1, 0), REST).unwrap();
+        assert!(lane.launch(flight(2, 0), REST).is_none());
         lane.find(port).unwrap().0.answered = true;
-        assert_eq!(lane.launch(flight(2, 0)).unwrap().0, port);
+        assert_eq!(lane.launch(flight(2, 0), REST).unwrap().0, port);
     }
 
     #[test]

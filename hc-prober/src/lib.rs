@@ -11,15 +11,27 @@
 //! The core (`codec`, `cookie`, `lane`, `state`, `schedule`, `engine`) is pure: it is given the time and packets, and
 //! returns packets and effects.
 
+pub mod batch;
+pub mod capture;
 pub mod check;
+pub mod codec;
 pub mod cookie;
+pub mod driver;
+pub mod engine;
+pub mod finding;
 pub mod lane;
+pub mod plan;
+pub mod reply;
 pub mod report;
+pub mod route;
 pub mod runner;
 pub mod schedule;
+pub mod session;
 pub mod settings;
 pub mod state;
+pub mod subject;
 pub mod time;
+pub mod transport;
 
 pub use crate::{
     check::{Check, CheckKey, Kind, Timing},

@@ -1,18 +1,69 @@
-//! The prober as a thread of its own.
+//! The prober as a thread of its own: one loop that owns the engine; everybody else sends it messages.
 
-use tokio::sync::{mpsc, oneshot};
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    thread::JoinHandle,
+    time::{Duration, SystemTime},
+};
 
-use crate::{Check, CheckStatus, Counters, Settings, Transition};
+use lb_ebpf::probe::Watch;
+use rtnetlink::Handle;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    Check, CheckStatus, Counters, Settings, Transition,
+    capture::{Capture, CaptureError, Watched},
+    driver::{Driver, now},
+    engine::{Engine, Output, Planned},
+    plan::{plan, watches},
+    subject::Subject,
+    time::Monotonic,
+    transport::Transport,
+};
+
+/// How often routes that were missing are looked for again, and addresses no longer needed are given back.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// How long answers to the last probes are awaited at the end, so that no real is left half-open.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// The longest sleep; nothing depends on it.
+const IDLE: Duration = Duration::from_hours(1);
 
 /// Why a prober could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The source ports are an empty range.
+    #[error("source ports {first}-{last}: the first must not exceed the last")]
+    Ports {
+        /// The first of them.
+        first: u16,
+        /// The last of them.
+        last: u16,
+    },
+    /// Replies cannot be captured.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// Probes cannot be sent.
+    #[error("open a raw socket")]
+    Socket(#[source] io::Error),
+    /// The arrival of replies cannot be awaited.
+    #[error("await captured packets")]
+    Arrival(#[source] io::Error),
     /// Its thread could not be started.
     #[error("start the prober's thread")]
-    Thread(#[source] std::io::Error),
+    Thread(#[source] io::Error),
+    /// The kernel's routes cannot be asked for.
+    #[error("open a route netlink socket")]
+    Netlink(#[source] io::Error),
 }
 
-#[derive(Debug)]
 enum Command {
     Set(Vec<Check>),
     Status(oneshot::Sender<Vec<CheckStatus>>),
@@ -22,7 +73,9 @@ enum Command {
 /// A running prober. Dropping it stops the probes and detaches the capture.
 #[derive(Debug)]
 pub struct Prober {
-    commands: mpsc::UnboundedSender<Command>,
+    /// `None` only while dropping: the thread ends when nobody can command it any more.
+    commands: Option<mpsc::UnboundedSender<Command>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Prober {
@@ -32,10 +85,30 @@ impl Prober {
     /// Sockets, the capture program or its attachment were refused; an interface does not exist; the ports are taken by
     /// another prober.
     pub fn start(settings: Settings) -> Result<(Self, mpsc::UnboundedReceiver<Transition>), Error> {
-        let _ = settings;
-        let (commands, _) = mpsc::unbounded_channel();
-        let (_, transitions) = mpsc::unbounded_channel();
-        Ok((Self { commands }, transitions))
+        let driver = open(&settings)?;
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let (outbox, transitions) = mpsc::unbounded_channel();
+        let (started, outcome) = std::sync::mpsc::sync_channel(1);
+        // A new thread begins in its creator's network namespace.
+        let body = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            match runtime {
+                Ok(runtime) => runtime.block_on(async move {
+                    match Runner::new(settings, driver, inbox, outbox) {
+                        Ok(runner) => {
+                            let _ = started.send(Ok(()));
+                            runner.run().await;
+                        }
+                        Err(error) => drop(started.send(Err(error))),
+                    }
+                }),
+                Err(error) => drop(started.send(Err(Error::Thread(error)))),
+            }
+        };
+        let thread = std::thread::Builder::new().name("prober".into()).spawn(body).map_err(Error::Thread)?;
+        let ended = |_| Err(Error::Thread(io::ErrorKind::BrokenPipe.into()));
+        outcome.recv().unwrap_or_else(ended)?;
+        Ok((Self { commands: Some(commands), thread: Some(thread) }, transitions))
     }
 
     /// Replaces the checks. Those that stay keep their state.
@@ -57,8 +130,192 @@ impl Prober {
         answer.await.unwrap_or_default()
     }
 
+    /// Stops the probes and detaches the capture; takes up to 100 ms.
+    pub fn shutdown(self) {
+        drop(self);
+    }
+
     /// The thread may have ended: then nobody is left to be told.
     fn tell(&self, command: Command) {
-        let _ = self.commands.send(command);
+        let _ = self.commands.as_ref().map(|commands| commands.send(command));
     }
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        self.commands = None;
+        // A panic of the thread has been reported where it happened.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Opens everything that needs privileges, in the caller's network namespace.
+///
+/// # Errors
+/// See [`Error`].
+pub fn open(settings: &Settings) -> Result<Driver, Error> {
+    let (first, last) = (*settings.ports.start(), *settings.ports.end());
+    if first > last {
+        return Err(Error::Ports { first, last });
+    }
+    Ok(Driver {
+        engine: Engine::new(&settings.secret, settings.ports.clone()),
+        capture: Capture::start(&settings.interfaces, &settings.ports)?,
+        transport: Transport::open().map_err(Error::Socket)?,
+        output: Output::default(),
+    })
+}
+
+struct Runner {
+    settings: Settings,
+    driver: Driver,
+    arrival: AsyncFd<OwnedFd>,
+    checks: Vec<Check>,
+    watched: Watched,
+    wanted: HashMap<Watch, u32>,
+    /// Some check's real had no route.
+    unrouted: bool,
+    routes: Handle,
+    inbox: mpsc::UnboundedReceiver<Command>,
+    outbox: mpsc::UnboundedSender<Transition>,
+}
+
+impl Runner {
+    fn new(
+        settings: Settings,
+        driver: Driver,
+        inbox: mpsc::UnboundedReceiver<Command>,
+        outbox: mpsc::UnboundedSender<Transition>,
+    ) -> Result<Self, Error> {
+        let (connection, routes, _) = rtnetlink::new_connection().map_err(Error::Netlink)?;
+        tokio::spawn(connection);
+        let arrival = arrivals(&driver.capture).map_err(Error::Arrival)?;
+        Ok(Self {
+            settings,
+            driver,
+            arrival,
+            checks: Vec::new(),
+            watched: Watched::default(),
+            wanted: HashMap::new(),
+            unrouted: false,
+            routes,
+            inbox,
+            outbox,
+        })
+    }
+
+    async fn run(mut self) {
+        let mut refresh = Instant::now() + REFRESH;
+        loop {
+            self.driver.turn();
+            self.publish();
+            let due = self.driver.engine.next_due().map_or(IDLE, |at| at.since(now()));
+            tokio::select! {
+                command = self.inbox.recv() => match command {
+                    Some(command) => self.obey(command).await,
+                    None => break,
+                },
+                // Forgets the readiness first and drains afterwards: what arrives in between makes it ready again.
+                ready = self.arrival.readable() => if let Ok(mut guard) = ready { guard.clear_ready() },
+                () = sleep_until(Instant::now() + due) => {}
+                () = sleep_until(refresh) => {
+                    refresh = Instant::now() + REFRESH;
+                    self.refresh().await;
+                }
+            }
+        }
+        self.linger().await;
+    }
+
+    async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Set(checks) => {
+                self.checks = checks;
+                self.apply().await;
+            }
+            Command::Status(reply) => drop(reply.send(self.status())),
+            Command::Counters(reply) => drop(reply.send(self.driver.counters())),
+        }
+    }
+
+    async fn apply(&mut self) {
+        let planned = plan(&self.checks, &self.settings, &self.routes).await;
+        self.unrouted = planned.iter().any(is_unrouted);
+        self.wanted = watches(&planned);
+        self.watch();
+        self.driver.engine.set_checks(planned, now());
+    }
+
+    async fn refresh(&mut self) {
+        if self.unrouted { self.apply().await } else { self.watch() }
+    }
+
+    fn watch(&mut self) {
+        if let Err(error) = self.watched.update(&mut self.driver.capture, &self.wanted, now()) {
+            tracing::error!(%error, "some replies will not be captured");
+        }
+    }
+
+    fn publish(&mut self) {
+        for (key, change) in &self.driver.output.transitions {
+            let transition = Transition {
+                key: key.clone(),
+                from: change.from,
+                to: change.to,
+                reason: change.reason,
+                detail: change.detail.map(|detail| detail.to_string()),
+                at: wall(change.at),
+            };
+            // Nobody needs to listen.
+            let _ = self.outbox.send(transition);
+        }
+        self.driver.output.clear();
+    }
+
+    fn status(&self) -> Vec<CheckStatus> {
+        self.driver.engine.subjects().map(status).collect()
+    }
+
+    /// Answers the last SYN-ACKs. No new probes.
+    async fn linger(&mut self) {
+        let end = Instant::now() + LINGER;
+        while self.driver.engine.awaited() > 0 && Instant::now() < end {
+            self.driver.receive();
+            self.driver.send();
+            tokio::time::sleep(LINGER / 10).await;
+        }
+    }
+}
+
+/// Becomes ready when the capture has something.
+#[expect(unsafe_code, reason = "tokio's registration of a descriptor that it did not open")]
+fn arrivals(capture: &Capture) -> io::Result<AsyncFd<OwnedFd>> {
+    let ring = capture.as_fd().try_clone_to_owned()?;
+    // SAFETY: an `OwnedFd` always is the same, open descriptor, and nobody takes it out of the `AsyncFd`.
+    let arrivals = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
+    arrivals.map_err(io::Error::from)
+}
+
+fn is_unrouted(planned: &Planned) -> bool {
+    matches!(planned.path, Err(crate::finding::Detail::NoRoute(_)))
+}
+
+fn status(subject: &Subject) -> CheckStatus {
+    CheckStatus {
+        key: subject.check.key.clone(),
+        state: subject.machine.state,
+        reason: subject.reason,
+        detail: subject.detail.map(|detail| detail.to_string()),
+        since: wall(subject.since),
+        last_run: subject.last_run.map(wall),
+        rtt: subject.rtt,
+        rise: subject.machine.rise,
+        fall: subject.machine.fall,
+    }
+}
+
+/// The time of day at a time in the past.
+fn wall(at: Monotonic) -> SystemTime {
+    let today = SystemTime::now();
+    today.checked_sub(now().since(at)).unwrap_or(today)
 }

@@ -40,7 +40,7 @@ impl<T: Ord> Default for Queue<T> {
 /// `interval` varied by ± 10 %, as `hash` decides.
 #[must_use]
 pub fn jitter(interval: Duration, hash: u64) -> Duration {
-    interval - interval / 10 + part(interval / 5, hash)
+    interval.saturating_sub(interval / 10) + part(interval / 5, hash)
 }
 
 /// How long after the start the first probe goes out: anywhere within `interval`, as `hash` decides.
@@ -65,7 +65,7 @@ mod tests {
         fn jitter_stays_within_a_tenth(nanos in 0_u64..10_000_000_000, hash: u64) {
             let interval = Duration::from_nanos(nanos);
             let varied = jitter(interval, hash);
-            prop_assert!(varied >= interval - interval / 10 && varied <= interval + interval / 10);
+            prop_assert!(varied >= interval.saturating_sub(interval / 10) && varied <= interval + interval / 10);
         }
 
         #[test]

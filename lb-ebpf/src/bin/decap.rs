@@ -25,9 +25,9 @@ const IPV4: u32 = 20;
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 
 #[map]
-static ADDRESSES: HashMap<[u8; 4], u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
+static ADDRESSES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
 #[map]
-static SOURCES: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(MAX_SOURCES, 0);
+static SOURCES: LpmTrie<u32, u32> = LpmTrie::with_max_entries(MAX_SOURCES, 0);
 #[map]
 static MSS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_DEVICES, 0);
 #[map]
@@ -37,7 +37,7 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.l
 #[classifier]
 pub fn lb_decap(ctx: TcContext) -> i32 {
     if let Some(outer) = tunnel_to_host(&ctx) {
-        count(decapsulate(&ctx, &outer));
+        count(decapsulate(&ctx, outer));
     }
     TC_ACT_UNSPEC
 }
@@ -46,7 +46,7 @@ pub fn lb_decap(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn lb_guard(ctx: TcContext) -> i32 {
     match tunnel_to_host(&ctx) {
-        Some(outer) if !source_allowed(&outer) => {
+        Some(outer) if !source_allowed(outer) => {
             count(Counter::BadSource);
             TC_ACT_SHOT
         }
@@ -65,7 +65,7 @@ pub fn lb_clamp(ctx: TcContext) -> i32 {
 
 /// The outer header, if the packet is IPIP addressed to the host itself.
 #[inline(always)]
-fn tunnel_to_host(ctx: &TcContext) -> Option<Ipv4Header> {
+fn tunnel_to_host(ctx: &TcContext) -> Option<&Ipv4Header> {
     let outer = ipv4(ctx, ETHERNET)?;
     (outer.protocol == Ipv4Header::IPIP && role(outer.destination) == Some(ROLE_HOST)).then_some(outer)
 }
@@ -106,7 +106,7 @@ fn clamp(ctx: &TcContext) -> Option<()> {
         return None;
     }
     let tcp = ETHERNET + ip.header_length();
-    let [offset, flags] = ctx.load::<[u8; 2]>((tcp + FLAGS - 1) as usize).ok()?;
+    let [offset, flags] = ctx.load::<u16>((tcp + FLAGS - 1) as usize).ok()?.to_ne_bytes();
     if flags & SYN == 0 {
         return None;
     }
@@ -131,7 +131,7 @@ fn mss_option(ctx: &TcContext, mut at: u32, end: u32) -> Option<(u32, u16)> {
         if at + 4 > end {
             return None;
         }
-        match ctx.load::<[u8; 4]>(at as usize).ok()? {
+        match ctx.load::<u32>(at as usize).ok()?.to_ne_bytes() {
             [END, ..] => return None,
             [NOP, ..] => at += 1,
             [MSS_KIND, 4, high, low] => return Some((at + 2, u16::from_be_bytes([high, low]))),
@@ -148,29 +148,43 @@ fn mss_option(ctx: &TcContext, mut at: u32, end: u32) -> Option<(u32, u16)> {
 fn replace(ctx: &TcContext, tcp: u32, at: u32, from: u16, to: u16) -> Option<()> {
     const CHECKSUM: u32 = 16;
     const TWO_OCTETS: u64 = 2;
-    ctx.store(at as usize, &to.to_be_bytes(), 0).ok()?;
+    ctx.store(at as usize, &to.to_be(), 0).ok()?;
     // The checksum adds 16-bit words: at an odd offset the two octets belong to different words, swapped.
     let word = |value: u16| if (at - tcp) & 1 == 0 { value.to_be() } else { value.to_le() };
     ctx.l4_csum_replace((tcp + CHECKSUM) as usize, word(from).into(), word(to).into(), TWO_OCTETS).ok()
 }
 
+/// The header in the packet itself: the stack is read aligned only, and copies of octets are not.
 #[inline(always)]
-fn ipv4(ctx: &TcContext, at: u32) -> Option<Ipv4Header> {
+fn ipv4(ctx: &TcContext, at: u32) -> Option<&Ipv4Header> {
     if ctx.skb.protocol() != ETH_P_IP {
         return None;
     }
-    ctx.load(at as usize).ok()
+    let end = (at + IPV4) as usize;
+    if ctx.data() + end > ctx.data_end() {
+        ctx.pull_data(end as u32).ok()?;
+    }
+    let header = ctx.data() + at as usize;
+    if header + IPV4 as usize > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: the header's 20 octets lie before `data_end`, and its type has no alignment.
+    Some(unsafe { &*(header as *const Ipv4Header) })
 }
 
 #[inline(always)]
 fn role(address: [u8; 4]) -> Option<u32> {
     // SAFETY: nothing deletes from ADDRESSES while the program is attached, and the value is copied.
-    unsafe { ADDRESSES.get(address) }.copied()
+    unsafe { ADDRESSES.get(u32::from_ne_bytes(address)) }.copied()
 }
 
 #[inline(always)]
 fn source_allowed(outer: &Ipv4Header) -> bool {
-    SOURCES.get(Key::new(32, outer.source)).is_some()
+    /// The key is packed; on the stack it must be aligned.
+    #[repr(C, align(8))]
+    struct Aligned(Key<u32>);
+    let key = Aligned(Key::new(32, u32::from_ne_bytes(outer.source)));
+    SOURCES.get(&key.0).is_some()
 }
 
 #[inline(always)]

@@ -1,0 +1,201 @@
+//! The command line.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use hc_prober::{Check, CheckKey, Kind, Timing};
+
+/// Health checks that take the path of the traffic: through the tunnel to the real, answered from the VIP.
+#[derive(Debug, Parser)]
+#[command(name = "hc-prober", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Check one real once, or a number of times, and say what was found by the exit code.
+    #[command(
+        after_help = "Exit codes: nagios 0 up, 2 down, 3 unknown or could not run; keepalived (MISC_CHECK) 0 up or \
+                            could not run, 1 down. With several checks, down if any failed. A usage error is 3."
+    )]
+    Check(CheckArgs),
+}
+
+/// What to check.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The real: where the tunnel ends.
+    #[arg(long, value_name = "ADDRESS")]
+    real: IpAddr,
+    /// The VIP: the inner destination.
+    #[arg(long, value_name = "ADDRESS")]
+    vip: IpAddr,
+    #[command(flatten)]
+    kind: KindArgs,
+    /// Payload of the UDP probe, hexadecimal [default: eight unpredictable bytes].
+    #[arg(long, value_name = "HEX", requires = "udp", value_parser = hex)]
+    payload: Option<Hex>,
+    /// How a right UDP reply begins, hexadecimal [default: any reply is right].
+    #[arg(long, value_name = "HEX", requires = "udp", value_parser = hex)]
+    expect: Option<Hex>,
+    /// UDP: silence means down. Otherwise an echo request alongside decides.
+    #[arg(long, requires = "udp")]
+    require_reply: bool,
+    /// Source of the outer and the inner header [default: what the route to the real prefers].
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) source: Option<Ipv4Addr>,
+    /// Capture replies on this interface; may be given several times [default: the one that leads to the real].
+    #[arg(long, value_name = "NAME", action = ArgAction::Append)]
+    pub(crate) interface: Vec<String>,
+    /// How long an answer is awaited.
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// Number of checks.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: u64,
+    /// Checks a second; 0: as fast as possible.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    rate: u32,
+    /// Whose exit codes to use.
+    #[arg(long, value_enum, default_value_t = ExitCodes::Nagios)]
+    pub(crate) exit_codes: ExitCodes,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct KindArgs {
+    /// Send an ICMP echo request.
+    #[arg(long)]
+    icmp: bool,
+    /// Send a TCP SYN to this port.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    tcp: Option<u16>,
+    /// Send a UDP datagram to this port.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    udp: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExitCodes {
+    Nagios,
+    Keepalived,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Text,
+    Json,
+}
+
+/// What the exit code tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Up,
+    Down,
+    Unknown,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Up => "UP",
+            Self::Down => "DOWN",
+            Self::Unknown => "UNKNOWN",
+        })
+    }
+}
+
+impl ExitCodes {
+    pub(crate) fn code(self, exit: Exit) -> ExitCode {
+        ExitCode::from(match (self, exit) {
+            // Under keepalived, what could not be checked must not be taken out.
+            (Self::Nagios | Self::Keepalived, Exit::Up) | (Self::Keepalived, Exit::Unknown) => 0,
+            (Self::Nagios, Exit::Down) => 2,
+            (Self::Nagios, Exit::Unknown) => 3,
+            (Self::Keepalived, Exit::Down) => 1,
+        })
+    }
+}
+
+impl CheckArgs {
+    /// The check that was asked for.
+    pub(crate) fn check(&self) -> Result<Check, &'static str> {
+        let bytes = |hex: &Option<Hex>| hex.clone().map(|Hex(bytes)| bytes);
+        let kind = match (self.kind.icmp, self.kind.tcp, self.kind.udp) {
+            (true, _, _) => Kind::Icmp,
+            (_, Some(port), _) => Kind::Tcp { port },
+            (_, _, Some(port)) => Kind::Udp {
+                port,
+                payload: bytes(&self.payload).unwrap_or_default(),
+                expect: bytes(&self.expect),
+                require_reply: self.require_reply,
+            },
+            (false, None, None) => return Err("one of --icmp, --tcp and --udp is needed"),
+        };
+        let key = CheckKey { real: self.real, target: self.vip, kind };
+        Ok(Check { key, timing: Timing { timeout: self.timeout, ..Timing::default() } })
+    }
+
+    /// From one check to the next.
+    pub(crate) fn pace(&self) -> Duration {
+        Duration::from_secs(1).checked_div(self.rate).unwrap_or_default()
+    }
+}
+
+/// Bytes given in hexadecimal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Hex(Vec<u8>);
+
+fn hex(text: &str) -> Result<Hex, String> {
+    let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16)?.try_into().ok()).collect();
+    let digits = digits.ok_or("only the digits 0-9 and a-f are allowed")?;
+    if digits.len() % 2 != 0 {
+        return Err("an even number of digits is needed".into());
+    }
+    Ok(Hex(digits.chunks_exact(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(extra: &[&str]) -> Result<CheckArgs, clap::Error> {
+        let base = ["hc-prober", "check", "--real", "198.18.101.10", "--vip", "198.19.10.1"];
+        let Command::Check(args) = Cli::try_parse_from(base.iter().chain(extra))?.command;
+        Ok(args)
+    }
+
+    #[test]
+    fn kind_missing_or_twice_is_refused() {
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--icmp", "--tcp", "80"]).is_err());
+        assert!(parse(&["--tcp", "0"]).is_err());
+        assert!(parse(&["--tcp", "80", "--expect", "00"]).is_err());
+    }
+
+    #[test]
+    fn udp_with_hex_is_understood() {
+        let args = parse(&["--udp", "53", "--payload", "00fF", "--require-reply"]).unwrap();
+        let kind = Kind::Udp { port: 53, payload: vec![0, 255], expect: None, require_reply: true };
+        assert_eq!(args.check().unwrap().key.kind, kind);
+        assert!(parse(&["--udp", "53", "--payload", "0"]).is_err());
+        assert!(parse(&["--udp", "53", "--payload", "0g"]).is_err());
+    }
+
+    #[test]
+    fn keepalived_unknown_does_not_take_a_real_out() {
+        assert_eq!(ExitCodes::Keepalived.code(Exit::Unknown), ExitCode::from(0));
+        assert_eq!(ExitCodes::Keepalived.code(Exit::Down), ExitCode::from(1));
+        assert_eq!(ExitCodes::Nagios.code(Exit::Unknown), ExitCode::from(3));
+    }
+}

@@ -1,0 +1,414 @@
+//! The prober without its edges: it is given the time, checks and captured packets, and returns packets to send and what
+//! has changed. Opens nothing, reads no clock.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::Ipv4Addr,
+    ops::RangeInclusive,
+    time::Duration,
+};
+
+use crate::{
+    batch::{Batch, ProbeId},
+    check::{Check, CheckKey, Kind},
+    codec::{Inner, Outer, Segment},
+    cookie::{Cookie, Cookies, LaneKey, Protocol},
+    finding::{Detail, Finding, Proof, interpret, prove},
+    lane::{Flight, Lane},
+    reply::{Answer, IcmpError, Reply, parse},
+    report::{Counters, Reason},
+    schedule::{Queue, jitter, phase},
+    state::Event,
+    subject::{Change, Path, Subject},
+    time::Monotonic,
+};
+
+/// How long a flight is remembered: a Linux real repeats its SYN-ACK for 63 s (`tcp_synack_retries` = 5), and each one
+/// must be answered by a RST.
+pub const MEMORY: Duration = Duration::from_secs(64);
+
+/// How long an ICMP error about the tunnel explains silence.
+const EVIDENCE_LIFE: Duration = Duration::from_secs(5);
+
+/// A check, and where its packets go.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// The check.
+    pub check: Check,
+    /// The addresses, or why it cannot be sent now.
+    pub path: Result<Path, Detail>,
+}
+
+/// What the engine wants done.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// To be sent.
+    pub packets: Batch,
+    /// Verdicts that changed.
+    pub transitions: Vec<(CheckKey, Change)>,
+    /// Each probe's result, as it becomes known.
+    pub findings: Vec<(ProbeId, Finding)>,
+}
+
+impl Output {
+    /// Empties it, keeping the memory.
+    pub fn clear(&mut self) {
+        self.packets.clear();
+        self.transitions.clear();
+        self.findings.clear();
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    Expire(ProbeId),
+    Send(u32),
+}
+
+/// All checks under way.
+#[derive(Debug)]
+pub struct Engine {
+    cookies: Cookies,
+    ports: RangeInclusive<u16>,
+    lanes: HashMap<LaneKey, Lane>,
+    /// By check number; numbers are never reused, so that late answers cannot meet another check.
+    subjects: Vec<Option<Box<Subject>>>,
+    numbers: HashMap<CheckKey, u32>,
+    queue: Queue<Due>,
+    evidence: HashMap<Ipv4Addr, (IcmpError, Monotonic)>,
+    counters: Counters,
+    changes: Vec<Change>,
+}
+
+impl Engine {
+    /// An engine without checks that uses these source ports.
+    #[must_use]
+    pub fn new(secret: &[u8; 16], ports: RangeInclusive<u16>) -> Self {
+        Self {
+            cookies: Cookies::new(secret),
+            ports,
+            lanes: HashMap::new(),
+            subjects: Vec::new(),
+            numbers: HashMap::new(),
+            queue: Queue::default(),
+            evidence: HashMap::new(),
+            counters: Counters::default(),
+            changes: Vec::new(),
+        }
+    }
+
+    /// Makes these the checks. Those that stay keep their state; new ones first run somewhere within their interval.
+    pub fn set_checks(&mut self, planned: Vec<Planned>, now: Monotonic) {
+        let wanted: HashSet<CheckKey> = planned.iter().map(|planned| planned.check.key.clone()).collect();
+        let subjects = &mut self.subjects;
+        self.numbers.retain(|key, number| {
+            let stays = wanted.contains(key);
+            if let Some(subject) = slot(subjects, *number).filter(|_| !stays) {
+                *subject = None;
+            }
+            stays
+        });
+        for planned in planned {
+            let known = self.numbers.get(&planned.check.key).copied();
+            match known.and_then(|number| self.subject(number)) {
+                Some(subject) => {
+                    subject.check = planned.check;
+                    subject.path = planned.path;
+                }
+                None => self.start(planned, now),
+            }
+        }
+    }
+
+    fn start(&mut self, planned: Planned, now: Monotonic) {
+        let interval = planned.check.timing.interval;
+        let Some(number) = self.add(planned, now) else { return };
+        let at = now + phase(interval, self.cookies.spread(number, u32::MAX));
+        self.schedule(number, at);
+    }
+
+    /// Adds a check that runs only when [`Self::launch`] is called; returns its number. `None`: out of numbers.
+    pub fn add(&mut self, planned: Planned, now: Monotonic) -> Option<u32> {
+        let number = u32::try_from(self.subjects.len()).ok()?;
+        self.numbers.insert(planned.check.key.clone(), number);
+        self.subjects.push(Some(Box::new(Subject::new(planned.check, planned.path, now))));
+        Some(number)
+    }
+
+    /// When [`Self::poll`] has something to do next.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Monotonic> {
+        self.queue.next_due()
+    }
+
+    /// Sends what is due, and ends the wait of probes whose time is up. Captured packets must have been
+    /// [received](Self::receive) before: what arrived in time counts, even if it is looked at late.
+    pub fn poll(&mut self, now: Monotonic, out: &mut Output) {
+        while let Some((at, due)) = self.queue.pop_due(now) {
+            match due {
+                Due::Expire(probe) => self.expire(probe, now, out),
+                Due::Send(number) => self.send(number, at, now, out),
+            }
+        }
+    }
+
+    fn send(&mut self, number: u32, at: Monotonic, now: Monotonic, out: &mut Output) {
+        // Rescheduled or removed since.
+        let Some(subject) = self.subject(number).filter(|subject| subject.next_at == Some(at)) else { return };
+        let (timing, serial) = (subject.check.timing, subject.next_serial());
+        let interval = if subject.machine.pending() { timing.fast_interval } else { timing.interval };
+        let interval = jitter(interval, self.cookies.spread(number, serial)).max(Duration::from_millis(1));
+        // From the time that was planned, so that delays do not add up; from now after a long stall.
+        self.schedule(number, (at + interval).max(now));
+        let lag = u64::try_from(now.since(at).as_micros()).unwrap_or(u64::MAX);
+        self.counters.lag_max_us = self.counters.lag_max_us.max(lag);
+        self.launch(number, now, out);
+    }
+
+    /// Sends a probe of a check now.
+    pub fn launch(&mut self, number: u32, now: Monotonic, out: &mut Output) {
+        let Some(subject) = self.subject(number) else { return };
+        let (kind, path, timeout) = (subject.check.key.kind.clone(), subject.path, subject.check.timing.timeout);
+        let probe = ProbeId { check: number, serial: subject.next_serial() };
+        subject.launched(now);
+        self.counters.sent += 1;
+        let launched = path.and_then(|path| self.encode(probe, &kind, path, now, out));
+        match launched {
+            Ok(()) => self.queue.push(now + timeout, Due::Expire(probe)),
+            Err(detail) => self.not_sent(probe, detail, now, out),
+        }
+    }
+
+    /// The kernel refused a probe. That is our side's fault and proves nothing about the real.
+    pub fn not_sent(&mut self, probe: ProbeId, detail: Detail, now: Monotonic, out: &mut Output) {
+        if self.subject(probe.check).is_some_and(|subject| subject.is_open(probe.serial)) {
+            self.counters.sent = self.counters.sent.saturating_sub(1);
+        }
+        match detail {
+            Detail::NoPort => self.counters.no_port += 1,
+            _ => self.counters.send_errors += 1,
+        }
+        self.resolve(probe, Finding::unknown(Reason::NotSent, Some(detail)), now, out);
+    }
+
+    fn encode(
+        &mut self,
+        probe: ProbeId,
+        kind: &Kind,
+        path: Path,
+        now: Monotonic,
+        out: &mut Output,
+    ) -> Result<(), Detail> {
+        match kind {
+            Kind::Icmp => self.push_echo(probe, path, false, now, out),
+            Kind::Tcp { port } => {
+                let (from, cookie) = self.depart(probe, path, Protocol::Tcp, *port, false, now)?;
+                let segment = Segment::Syn { from, to: *port, sequence: cookie.sequence() };
+                push(out, probe, path, cookie, segment)
+            }
+            Kind::Udp { port, payload, require_reply, .. } => {
+                let (from, cookie) = self.depart(probe, path, Protocol::Udp, *port, false, now)?;
+                let ours = cookie.bytes();
+                let payload = if payload.is_empty() { ours.as_slice() } else { payload.as_slice() };
+                push(out, probe, path, cookie, Segment::Datagram { from, to: *port, payload })?;
+                // Silence is judged by the path: an echo request goes along.
+                if *require_reply { Ok(()) } else { self.push_echo(probe, path, true, now, out) }
+            }
+        }
+    }
+
+    fn push_echo(
+        &mut self,
+        probe: ProbeId,
+        path: Path,
+        companion: bool,
+        now: Monotonic,
+        out: &mut Output,
+    ) -> Result<(), Detail> {
+        let (id, cookie) = self.depart(probe, path, Protocol::Icmp, 0, companion, now)?;
+        let segment = Segment::Echo { id, sequence: cookie.echo_sequence(), payload: &cookie.bytes() };
+        push(out, probe, path, cookie, segment)
+    }
+
+    /// Takes a source port and remembers what leaves from it.
+    fn depart(
+        &mut self,
+        probe: ProbeId,
+        path: Path,
+        protocol: Protocol,
+        port: u16,
+        companion: bool,
+        now: Monotonic,
+    ) -> Result<(u16, Cookie), Detail> {
+        let rest = self.subject(probe.check).map_or(MEMORY, |subject| subject.check.timing.timeout);
+        let key = LaneKey { local: path.inner_source, target: path.target, protocol, port };
+        let (cookies, ports) = (&self.cookies, &self.ports);
+        let lane = self.lanes.entry(key).or_insert_with(|| Lane::new(ports, cookies.rotation(&key), MEMORY));
+        let flight = Flight {
+            check: probe.check,
+            serial: probe.serial,
+            sent_at: now,
+            real: path.real,
+            outer_source: path.outer_source,
+            companion,
+            answered: false,
+        };
+        let (from, epoch) = lane.launch(flight, rest).ok_or(Detail::NoPort)?;
+        Ok((from, cookies.cookie(&key, from, epoch)))
+    }
+
+    /// A captured packet, from its IPv4 header on, that arrived at `at`.
+    pub fn receive(&mut self, bytes: &[u8], at: Monotonic, out: &mut Output) {
+        match parse(bytes) {
+            None => self.counters.malformed += 1,
+            Some(Reply::Outer { real, error }) => {
+                self.counters.evidence += 1;
+                self.evidence.insert(real, (error, at));
+            }
+            Some(Reply::Answer { lane, port, answer }) => self.answer(&lane, port, &answer, at, out),
+        }
+    }
+
+    fn answer(&mut self, key: &LaneKey, port: u16, answer: &Answer<'_>, at: Monotonic, out: &mut Output) {
+        let Some((flight, epoch)) = self.lanes.get_mut(key).and_then(|lane| lane.find(port)) else {
+            self.counters.forged += 1;
+            return;
+        };
+        let cookie = self.cookies.cookie(key, port, epoch);
+        match prove(answer, key.protocol, cookie) {
+            Proof::Forged => self.counters.forged += 1,
+            Proof::Neutral => self.counters.neutral += 1,
+            Proof::Genuine => {
+                let repeated = std::mem::replace(&mut flight.answered, true);
+                let flight = *flight;
+                let syn_ack = matches!(answer, Answer::SynAck { .. });
+                if syn_ack {
+                    self.reset(key, port, cookie, &flight, out);
+                }
+                self.genuine(&flight, answer, repeated && syn_ack, at, out);
+            }
+        }
+    }
+
+    /// Leaves nothing behind on the real: RFC 9293, 3.10.7.4, a RST in the window ends SYN-RECEIVED.
+    fn reset(&mut self, key: &LaneKey, from: u16, cookie: Cookie, flight: &Flight, out: &mut Output) {
+        let sequence = cookie.sequence().wrapping_add(1);
+        let segment = Segment::Rst { from, to: key.port, sequence };
+        let inner = Inner { source: key.local, target: key.target, id: cookie.ip_id(), segment };
+        let outer = Outer { source: flight.outer_source, real: flight.real };
+        if out.packets.push(outer, &inner, None) {
+            self.counters.resets += 1;
+        }
+    }
+
+    fn genuine(&mut self, flight: &Flight, answer: &Answer<'_>, repeated: bool, at: Monotonic, out: &mut Output) {
+        let probe = ProbeId { check: flight.check, serial: flight.serial };
+        let is_open = |subject: &&mut Subject| subject.is_open(probe.serial);
+        let Some(subject) = self.subject(probe.check).filter(is_open) else {
+            let counter = if repeated { &mut self.counters.repeated } else { &mut self.counters.late };
+            *counter += 1;
+            return;
+        };
+        if flight.companion && matches!(answer, Answer::Echo { .. }) {
+            subject.echoed(probe.serial);
+            return;
+        }
+        let target = subject.path.map_or(Ipv4Addr::UNSPECIFIED, |path| path.target);
+        let Some(finding) = interpret(answer, &subject.check.key.kind, target) else {
+            self.counters.neutral += 1;
+            return;
+        };
+        // What arrived too late changes nothing, even if the timeout was not noticed yet.
+        let rtt = at.since(flight.sent_at);
+        if rtt > subject.check.timing.timeout {
+            self.counters.late += 1;
+            return;
+        }
+        self.resolve(probe, Finding { rtt: Some(rtt), ..finding }, at, out);
+    }
+
+    fn expire(&mut self, probe: ProbeId, now: Monotonic, out: &mut Output) {
+        let Some(Some(subject)) = slot(&mut self.subjects, probe.check) else { return };
+        if !subject.is_open(probe.serial) {
+            return;
+        }
+        let evidence = subject.path.ok().and_then(|path| self.evidence.get(&path.real));
+        let evidence =
+            evidence.filter(|(_, at)| now.since(*at) < EVIDENCE_LIFE).map(|(error, _)| Detail::Outer(*error));
+        let finding = subject.silence(probe.serial, now, evidence);
+        self.resolve(probe, finding, now, out);
+    }
+
+    fn resolve(&mut self, probe: ProbeId, finding: Finding, now: Monotonic, out: &mut Output) {
+        let Some(Some(subject)) = slot(&mut self.subjects, probe.check) else { return };
+        if !subject.resolve(probe.serial, finding, now, &mut self.changes) {
+            return;
+        }
+        out.transitions.extend(self.changes.drain(..).map(|change| (subject.check.key.clone(), change)));
+        out.findings.push((probe, finding));
+        let hasten = hastened(
+            subject,
+            jitter(subject.check.timing.fast_interval, self.cookies.spread(probe.check, probe.serial)),
+        );
+        *self.counter(finding) += 1;
+        if let Some(at) = hasten {
+            self.schedule(probe.check, at.max(now));
+        }
+    }
+
+    fn counter(&mut self, finding: Finding) -> &mut u64 {
+        let counters = &mut self.counters;
+        match (finding.event, finding.reason) {
+            (Event::Pass, _) => &mut counters.passed,
+            (Event::Unknown, _) => &mut counters.unknown,
+            (Event::Fail(_), Reason::PortClosed) => &mut counters.port_closed,
+            (Event::Fail(_), Reason::Unreachable) => &mut counters.unreachable,
+            (Event::Fail(_), Reason::Mismatch) => &mut counters.mismatch,
+            (Event::Fail(_), _) => &mut counters.timeout,
+        }
+    }
+
+    fn schedule(&mut self, number: u32, at: Monotonic) {
+        if let Some(subject) = self.subject(number) {
+            subject.next_at = Some(at);
+            self.queue.push(at, Due::Send(number));
+        }
+    }
+
+    /// The checks under way, in order of their start.
+    pub fn subjects(&self) -> impl Iterator<Item = &Subject> {
+        self.subjects.iter().flatten().map(Box::as_ref)
+    }
+
+    /// Probes that await a result.
+    #[must_use]
+    pub fn awaited(&self) -> usize {
+        self.subjects().map(Subject::awaited).sum()
+    }
+
+    /// What has been counted; what the capture counts is not in it.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    fn subject(&mut self, number: u32) -> Option<&mut Subject> {
+        slot(&mut self.subjects, number)?.as_deref_mut()
+    }
+}
+
+fn slot(subjects: &mut [Option<Box<Subject>>], number: u32) -> Option<&mut Option<Box<Subject>>> {
+    subjects.get_mut(usize::try_from(number).ok()?)
+}
+
+/// When the next probe must leave earlier than planned because a verdict is pending now.
+fn hastened(subject: &Subject, fast: Duration) -> Option<Monotonic> {
+    let wish = subject.last_run? + fast;
+    (subject.machine.pending() && subject.next_at? > wish).then_some(wish)
+}
+
+fn push(out: &mut Output, probe: ProbeId, path: Path, cookie: Cookie, segment: Segment<'_>) -> Result<(), Detail> {
+    let outer = Outer { source: path.outer_source, real: path.real };
+    let inner = Inner { source: path.inner_source, target: path.target, id: cookie.ip_id(), segment };
+    out.packets.push(outer, &inner, Some(probe)).then_some(()).ok_or(Detail::TooLong)
+}

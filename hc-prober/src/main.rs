@@ -1,0 +1,120 @@
+//! hc-prober: checks a real the way its clients reach it.
+
+mod cli;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Parser;
+use cli::{CheckArgs, Cli, Command, Exit, Output};
+use hc_prober::{
+    CheckKey, Kind, Settings,
+    session::{Session, Summary},
+};
+use serde_json::json;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // Never a code that means a result; help and version were asked for.
+            return if error.use_stderr() { ExitCode::from(3) } else { ExitCode::SUCCESS };
+        }
+    };
+    let Command::Check(args) = cli.command;
+    let exits = args.exit_codes;
+    match check(&args) {
+        Ok(exit) => exits.code(exit),
+        Err(error) => {
+            eprintln!("hc-prober: could not check: {}", with_causes(error.as_ref()));
+            exits.code(Exit::Unknown)
+        }
+    }
+}
+
+/// Runs the check and prints one line (or object) that says what was found and why.
+fn check(args: &CheckArgs) -> Result<Exit, Box<dyn std::error::Error>> {
+    let check = args.check()?;
+    let mut settings = Settings::new(args.interface.clone())?;
+    settings.outer_source = args.source;
+    let mut session = Session::open(&check, settings)?;
+    let summary = session.run(args.count, args.pace());
+    let exit = match summary {
+        Summary { failed: 1.., .. } => Exit::Down,
+        Summary { unknown: 1.., .. } | Summary { passed: 0, .. } => Exit::Unknown,
+        Summary { .. } => Exit::Up,
+    };
+    let line = match args.output {
+        Output::Text => text(&check.key, &summary, exit, args.count),
+        Output::Json => json(&check.key, &summary, exit).to_string(),
+    };
+    writeln!(io::stdout(), "{line}")?;
+    Ok(exit)
+}
+
+fn text(key: &CheckKey, summary: &Summary, exit: Exit, count: u64) -> String {
+    let CheckKey { real, target, .. } = key;
+    let what = match &key.kind {
+        Kind::Icmp => format!("icmp {target}"),
+        Kind::Tcp { port } => format!("tcp {target}:{port}"),
+        Kind::Udp { port, .. } => format!("udp {target}:{port}"),
+    };
+    let telling = summary.telling;
+    let rtt = telling.and_then(|finding| finding.rtt).map(|rtt| format!(" in {:.3} ms", millis(rtt)));
+    let detail = telling.and_then(|finding| finding.detail).map(|detail| format!(": {detail}"));
+    let evidence = rtt.into_iter().chain(detail).collect::<String>();
+    let line = format!("{exit} {} {what} through {real}{evidence}", summary.reason());
+    if count == 1 {
+        return line;
+    }
+    let Summary { passed, failed, unknown, counters, .. } = summary;
+    let (seconds, rate) = (summary.elapsed.as_secs_f64(), per_second(summary));
+    format!(
+        "{line}\n{count} checks in {seconds:.3} s, {rate:.0}/s: {passed} passed, {failed} failed, {unknown} unknown; \
+         {} resets sent, {} late, {} forged",
+        counters.resets, counters.late, counters.forged,
+    )
+}
+
+fn json(key: &CheckKey, summary: &Summary, exit: Exit) -> serde_json::Value {
+    let telling = summary.telling;
+    json!({
+        "check": key,
+        "state": exit.to_string(),
+        "reason": summary.reason(),
+        "detail": telling.and_then(|finding| finding.detail).map(|detail| detail.to_string()),
+        "rtt_us": telling.and_then(|finding| finding.rtt).map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+        "passed": summary.passed,
+        "failed": summary.failed,
+        "unknown": summary.unknown,
+        "seconds": summary.elapsed.as_secs_f64(),
+        "checks_per_second": per_second(summary),
+        "counters": summary.counters,
+    })
+}
+
+fn per_second(summary: &Summary) -> f64 {
+    let results = u32::try_from(summary.passed + summary.failed + summary.unknown).unwrap_or(u32::MAX);
+    f64::from(results) / summary.elapsed.as_secs_f64().max(1e-9)
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}

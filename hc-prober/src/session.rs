@@ -1,0 +1,188 @@
+//! Probing on demand, without a thread: one check, a number of probes, at a pace.
+
+use std::{
+    net::IpAddr,
+    os::fd::AsFd,
+    process,
+    time::{Duration, Instant},
+};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::{
+    capture::{CaptureError, Watched},
+    check::Check,
+    driver::{Driver, now},
+    finding::{Detail, Finding},
+    plan::{plan, watches},
+    report::{Counters, Reason},
+    route,
+    runner::{Error, open},
+    settings::{ONE_SHOT_BLOCK, ONE_SHOT_PORTS, Settings},
+    state::Event,
+};
+
+/// Why a session could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The kernel has no route to the real, or cannot be asked.
+    #[error("find the route to {real}")]
+    Route {
+        /// The real.
+        real: IpAddr,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The probe cannot be sent.
+    #[error("probe the real: {0}")]
+    Plan(Detail),
+    /// Sockets or the capture were refused.
+    #[error(transparent)]
+    Open(#[from] Error),
+    /// The capture's map is not accessible.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// Something that cannot be otherwise.
+    #[error("start the check")]
+    Start,
+}
+
+/// What all probes of a session found.
+#[derive(Clone, Copy, Debug)]
+pub struct Summary {
+    /// Probes that passed.
+    pub passed: u64,
+    /// Probes that failed.
+    pub failed: u64,
+    /// Probes that prove nothing.
+    pub unknown: u64,
+    /// The last failure; else the last one that proves nothing; else the last pass. `None`: there was no probe.
+    pub telling: Option<Finding>,
+    /// From the first probe to the last result.
+    pub elapsed: Duration,
+    /// What was sent and received.
+    pub counters: Counters,
+}
+
+/// One check, ready to be probed.
+#[derive(Debug)]
+pub struct Session {
+    driver: Driver,
+    number: u32,
+    /// So many probes may be under way: one for each source port.
+    window: usize,
+}
+
+impl Session {
+    /// Opens sockets and capture in the caller's network namespace. With no interface given, replies are captured on the one
+    /// that leads to the real; the ports are the first free block for one-shot probers.
+    ///
+    /// # Errors
+    /// See [`SessionError`].
+    pub fn open(check: &Check, mut settings: Settings) -> Result<Self, SessionError> {
+        let real = check.key.real;
+        let no_route = |source| SessionError::Route { real, source };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_route)?;
+        let planned = runtime.block_on(async {
+            let (connection, routes, _) = rtnetlink::new_connection().map_err(no_route)?;
+            tokio::spawn(connection);
+            if settings.interfaces.is_empty() {
+                settings.interfaces.push(route::interface_to(&routes, real).await.map_err(no_route)?);
+            }
+            Ok::<_, SessionError>(plan(std::slice::from_ref(check), &settings, &routes).await)
+        })?;
+        let mut driver = open_any_block(&mut settings)?;
+        Watched::default().update(&mut driver.capture, &watches(&planned), now())?;
+        let planned = planned.into_iter().next().ok_or(SessionError::Start)?;
+        if let Err(detail) = planned.path {
+            return Err(SessionError::Plan(detail));
+        }
+        let number = driver.engine.add(planned, now()).ok_or(SessionError::Start)?;
+        Ok(Self { driver, number, window: settings.ports.len() })
+    }
+
+    /// Sends `count` probes, one each `pace`; with a pace of zero as fast as answers and ports allow.
+    pub fn run(&mut self, count: u64, pace: Duration) -> Summary {
+        let start = Instant::now();
+        let mut summary = Summary {
+            passed: 0,
+            failed: 0,
+            unknown: 0,
+            telling: None,
+            elapsed: Duration::ZERO,
+            counters: Counters::default(),
+        };
+        let (mut sent, mut next) = (0, now());
+        while sent < count || self.driver.engine.awaited() > 0 {
+            while sent < count && next <= now() && self.driver.engine.awaited() < self.window {
+                self.driver.engine.launch(self.number, now(), &mut self.driver.output);
+                (sent, next) = (sent + 1, next + pace);
+            }
+            self.driver.turn();
+            for (_, finding) in &self.driver.output.findings {
+                summary.add(*finding);
+            }
+            self.driver.output.clear();
+            self.wait((sent < count).then_some(next));
+        }
+        summary.elapsed = start.elapsed();
+        summary.counters = self.driver.counters();
+        summary
+    }
+
+    /// Sleeps until something arrives, a timeout ends, or `next` has come and a port is free.
+    fn wait(&self, next: Option<crate::time::Monotonic>) {
+        let engine = &self.driver.engine;
+        let next = next.filter(|_| engine.awaited() < self.window);
+        let until = engine.next_due().into_iter().chain(next).min();
+        let Some(wait) = until.map(|until| until.since(now())) else { return };
+        if wait.is_zero() {
+            return;
+        }
+        // Rounded up: waking early would only mean to wait again.
+        let timeout = PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let mut ring = [PollFd::new(self.driver.capture.as_fd(), PollFlags::POLLIN)];
+        // Interrupted or not: the loop looks again.
+        let _ = poll(&mut ring, timeout);
+    }
+}
+
+impl Summary {
+    fn add(&mut self, finding: Finding) {
+        let rank = |finding: &Finding| match finding.event {
+            Event::Pass => 0,
+            Event::Unknown => 1,
+            Event::Fail(_) => 2,
+        };
+        match finding.event {
+            Event::Pass => self.passed += 1,
+            Event::Unknown => self.unknown += 1,
+            Event::Fail(_) => self.failed += 1,
+        }
+        if self.telling.is_none_or(|telling| rank(&finding) >= rank(&telling)) {
+            self.telling = Some(finding);
+        }
+    }
+
+    /// Why the result is what it is.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        self.telling.map_or(Reason::Init, |finding| finding.reason)
+    }
+}
+
+/// Several one-shot probers may run at a time: each takes a block of ports of its own.
+fn open_any_block(settings: &mut Settings) -> Result<Driver, Error> {
+    let blocks = (ONE_SHOT_PORTS.end() - ONE_SHOT_PORTS.start()) / ONE_SHOT_BLOCK + 1;
+    let first = u16::try_from(process::id() % u32::from(blocks)).unwrap_or(0);
+    let mut result = None;
+    for n in 0..blocks {
+        let start = ONE_SHOT_PORTS.start() + (first + n) % blocks * ONE_SHOT_BLOCK;
+        settings.ports = start..=start + (ONE_SHOT_BLOCK - 1);
+        match open(settings) {
+            Err(Error::Capture(error @ CaptureError::Claim { .. })) => result = Some(error.into()),
+            opened => return opened,
+        }
+    }
+    Err(result.unwrap_or(Error::Ports { first: *ONE_SHOT_PORTS.start(), last: *ONE_SHOT_PORTS.end() }))
+}

@@ -1,0 +1,195 @@
+//! One check under way: its probes that await results, and its verdict.
+
+use std::{collections::VecDeque, net::Ipv4Addr, time::Duration};
+
+use crate::{
+    check::{Check, Kind},
+    finding::{Detail, Finding},
+    report::{Reason, Severity, State},
+    state::{Event, Limits, Machine},
+    time::Monotonic,
+};
+
+/// The kernel allows one ICMP error a second towards us by default (`net.ipv4.icmp_ratelimit`). So long after a port
+/// unreachable, silence may just be the next one held back.
+const REFUSAL_MEMORY: Duration = Duration::from_secs(3);
+
+/// The addresses of a check's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Source of the outer header.
+    pub outer_source: Ipv4Addr,
+    /// Source of the inner header.
+    pub inner_source: Ipv4Addr,
+    /// Destination of the outer header.
+    pub real: Ipv4Addr,
+    /// Destination of the inner header.
+    pub target: Ipv4Addr,
+}
+
+/// A probe without a result that counts yet.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pending {
+    /// The echo request alongside was answered.
+    echoed: bool,
+    result: Option<Finding>,
+}
+
+/// A verdict that changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Until now.
+    pub from: State,
+    /// From now on.
+    pub to: State,
+    /// Why.
+    pub reason: Reason,
+    /// The evidence.
+    pub detail: Option<Detail>,
+    /// When.
+    pub at: Monotonic,
+}
+
+/// A check under way.
+#[derive(Debug)]
+pub struct Subject {
+    /// What is checked, and when.
+    pub check: Check,
+    /// Where its packets go, or why they cannot.
+    pub path: Result<Path, Detail>,
+    /// The verdict.
+    pub machine: Machine,
+    /// Why the verdict is what it is.
+    pub reason: Reason,
+    /// The evidence behind the last failure.
+    pub detail: Option<Detail>,
+    /// When the state was entered.
+    pub since: Monotonic,
+    /// When a probe was last sent.
+    pub last_run: Option<Monotonic>,
+    /// The last answered probe's round-trip time.
+    pub rtt: Option<Duration>,
+    /// When the next probe goes out; `None`: only on demand.
+    pub next_at: Option<Monotonic>,
+    /// Probes in order of sending; the first one's number is `first`.
+    window: VecDeque<Pending>,
+    first: u32,
+    refused_at: Option<Monotonic>,
+}
+
+impl Subject {
+    /// A check that has not run yet.
+    #[must_use]
+    pub fn new(check: Check, path: Result<Path, Detail>, now: Monotonic) -> Self {
+        Self {
+            check,
+            path,
+            machine: Machine::default(),
+            reason: Reason::Init,
+            detail: path.err(),
+            since: now,
+            last_run: None,
+            rtt: None,
+            next_at: None,
+            window: VecDeque::new(),
+            first: 0,
+            refused_at: None,
+        }
+    }
+
+    /// The number of the next probe.
+    #[must_use]
+    pub fn next_serial(&self) -> u32 {
+        self.first.wrapping_add(u32::try_from(self.window.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Probes that await a result or their turn.
+    #[must_use]
+    pub fn awaited(&self) -> usize {
+        self.window.len()
+    }
+
+    /// Records that probe number [`Self::next_serial`] leaves.
+    pub fn launched(&mut self, now: Monotonic) {
+        self.last_run = Some(now);
+        self.window.push_back(Pending::default());
+    }
+
+    /// Whether the probe still awaits its result.
+    #[must_use]
+    pub fn is_open(&self, serial: u32) -> bool {
+        self.pending(serial).is_some_and(|pending| pending.result.is_none())
+    }
+
+    /// The echo request that went alongside the probe was answered.
+    pub fn echoed(&mut self, serial: u32) {
+        if let Some(pending) = self.pending_mut(serial) {
+            pending.echoed = true;
+        }
+    }
+
+    /// What it means that the probe got no answer in time; `evidence`: what is known about its real.
+    #[must_use]
+    pub fn silence(&self, serial: u32, now: Monotonic, evidence: Option<Detail>) -> Finding {
+        let timeout = Finding::fail(Severity::Hard, Reason::Timeout, evidence);
+        match self.check.key.kind {
+            Kind::Icmp | Kind::Tcp { .. } | Kind::Udp { require_reply: true, .. } => timeout,
+            Kind::Udp { require_reply: false, .. } if !self.pending(serial).is_some_and(|p| p.echoed) => timeout,
+            Kind::Udp { require_reply: false, .. } => match self.refused_at {
+                Some(at) if now.since(at) < REFUSAL_MEMORY => Finding::unknown(Reason::Silent, None),
+                Some(_) | None => Finding::pass(Reason::L3Ok),
+            },
+        }
+    }
+
+    /// Records a probe's result and counts all results that now have their turn. A result counts once, after all those of
+    /// earlier probes. False: the probe had its result already.
+    pub fn resolve(&mut self, serial: u32, finding: Finding, now: Monotonic, changes: &mut Vec<Change>) -> bool {
+        match self.pending_mut(serial) {
+            Some(pending) if pending.result.is_none() => pending.result = Some(finding),
+            Some(_) | None => return false,
+        }
+        while let Some(finding) = self.window.front().and_then(|pending| pending.result) {
+            self.window.pop_front();
+            self.first = self.first.wrapping_add(1);
+            changes.extend(self.count(finding, now));
+        }
+        true
+    }
+
+    fn count(&mut self, finding: Finding, now: Monotonic) -> Option<Change> {
+        let from = self.machine.state;
+        self.machine = self.machine.step(finding.event, self.limits());
+        let to = self.machine.state;
+        self.rtt = finding.rtt.or(self.rtt);
+        match finding.event {
+            Event::Pass => self.detail = self.detail.filter(|_| to != State::Up),
+            Event::Fail(_) => self.detail = finding.detail,
+            Event::Unknown => self.detail = finding.detail.or(self.detail),
+        }
+        if finding.reason == Reason::PortClosed {
+            self.refused_at = Some(now);
+        }
+        match (to, finding.event) {
+            (State::Up, Event::Pass) | (State::Down(_), Event::Fail(_)) => self.reason = finding.reason,
+            (State::Init, _) | (State::Up, Event::Fail(_)) | (State::Down(_), Event::Pass) | (_, Event::Unknown) => {}
+        }
+        if from == to {
+            return None;
+        }
+        self.since = now;
+        Some(Change { from, to, reason: self.reason, detail: self.detail, at: now })
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { rise: self.check.timing.rise, fall: self.check.timing.fall }
+    }
+
+    fn pending(&self, serial: u32) -> Option<&Pending> {
+        self.window.get(usize::try_from(serial.wrapping_sub(self.first)).ok()?)
+    }
+
+    fn pending_mut(&mut self, serial: u32) -> Option<&mut Pending> {
+        self.window.get_mut(usize::try_from(serial.wrapping_sub(self.first)).ok()?)
+    }
+}

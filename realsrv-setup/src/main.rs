@@ -1,0 +1,195 @@
+//! `realsrv-setup`: the command line.
+
+use std::{
+    collections::BTreeSet,
+    error::Error,
+    ffi::OsString,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use realsrv_setup::{
+    desired::{Decap, Desired, Mss, Prefix, Request, Vip},
+    output::{Command, Report},
+    plan::plan,
+    run::{self, Host as _},
+    system::{
+        System, privileged,
+        store::{self, Store},
+    },
+};
+
+const DIFFERENCES: u8 = 2;
+const ERROR: u8 = 1;
+const USAGE: u8 = 2;
+
+/// Makes this host a DSR real server, and unmakes it.
+///
+/// Works on the network namespace it runs in. Exit codes: plan and check: 0 no difference, 2 differences, 1 error (usage
+/// errors too); apply and remove: 0 done or nothing to do, 1 error, 2 usage error.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Say what apply would change, and change nothing
+    Plan(Wanted),
+    /// Make it so, verify, or roll back
+    Apply(Wanted),
+    /// Compare the host with what the last apply made of it (or with the options given)
+    Check(Wanted),
+    /// Undo what apply did: for some VIPs, or everything
+    Remove {
+        /// Only these VIPs; shared settings stay until the last one goes
+        #[arg(long, value_name = "ADDRESS", num_args = 1.., value_delimiter = ',')]
+        vip: Vec<Vip>,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Args)]
+struct Wanted {
+    /// VIPs to serve, added to those of earlier runs
+    #[arg(long, value_name = "ADDRESS", num_args = 1.., value_delimiter = ',')]
+    vip: Vec<Vip>,
+    /// Who removes the outer header: auto (the kernel where it has ipip), ipip or ebpf
+    #[arg(long, value_name = "HOW")]
+    decap: Option<Decap>,
+    /// Only these outer sources may tunnel: the load balancers
+    #[arg(long, value_name = "PREFIX", num_args = 1.., value_delimiter = ',')]
+    lb_source: Vec<Prefix>,
+    /// Largest MSS the VIPs announce: auto (the device's MTU less 60), a number or off
+    #[arg(long, value_name = "OCTETS")]
+    mss: Option<Mss>,
+    /// Devices that tunnel packets arrive on [default: every Ethernet device that is up and has an IPv4 address]
+    #[arg(long, value_name = "DEVICE", num_args = 1.., value_delimiter = ',')]
+    interface: Vec<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args)]
+struct Common {
+    /// Where the journal is kept; each network namespace needs its own
+    #[arg(long, value_name = "DIRECTORY", default_value = "/var/lib/realsrv-setup")]
+    state_dir: PathBuf,
+    /// text or json
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Format {
+    #[default]
+    Text,
+    Json,
+}
+
+impl Wanted {
+    fn request(self) -> (Request, Common) {
+        let request = Request {
+            vips: self.vip.into_iter().collect(),
+            decap: self.decap,
+            lb_sources: given(self.lb_source),
+            mss: self.mss,
+            interfaces: given(self.interface),
+        };
+        (request, self.common)
+    }
+}
+
+/// An option that takes a list is either given or not; an empty list is not.
+fn given<T: Ord>(values: Vec<T>) -> Option<BTreeSet<T>> {
+    (!values.is_empty()).then(|| values.into_iter().collect())
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, &arguments),
+    };
+    let result = match cli.command {
+        Action::Plan(wanted) => compare(Command::Plan, wanted),
+        Action::Check(wanted) => compare(Command::Check, wanted),
+        Action::Apply(wanted) => apply(wanted),
+        Action::Remove { vip, common } => remove(&vip, &common),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("realsrv-setup: {error}");
+        ExitCode::from(ERROR)
+    })
+}
+
+/// `plan` and `check` answer 2 for "differences": a usage error must not look like one.
+fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+    // Nothing better can be done about a closed terminal.
+    let _ = error.print();
+    let compares = arguments.get(1).is_some_and(|command| command == "plan" || command == "check");
+    match (error.exit_code(), compares) {
+        (0, _) => ExitCode::SUCCESS,
+        (_, true) => ExitCode::from(ERROR),
+        (_, false) => ExitCode::from(USAGE),
+    }
+}
+
+fn compare(command: Command, wanted: Wanted) -> Result<ExitCode, Box<dyn Error>> {
+    let (request, common) = wanted.request();
+    let desired = request.onto(store::load(&common.state_dir)?.intent.as_ref());
+    let observed = System::new()?.observe()?;
+    let plan = plan(&desired, &observed)?;
+    let counters = if command == Command::Check { observed.counters } else { Default::default() };
+    let report = Report::of_plan(command, plan, counters);
+    print(&report, common.output)?;
+    Ok(if report.differs { ExitCode::from(DIFFERENCES) } else { ExitCode::SUCCESS })
+}
+
+fn apply(wanted: Wanted) -> Result<ExitCode, Box<dyn Error>> {
+    let (request, common) = wanted.request();
+    privileged()?;
+    let mut system = System::new()?;
+    // Refuse before the first file is written.
+    let desired: Desired = request.onto(store::load(&common.state_dir)?.intent.as_ref());
+    plan(&desired, &system.observe()?)?;
+    let mut store = Store::open(&common.state_dir)?;
+    let mut journal = store::load(&common.state_dir)?;
+    let plan = run::apply(&mut system, &mut store, &mut journal, desired)?;
+    print(&Report::of_plan(Command::Apply, plan, Default::default()), common.output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn remove(vips: &[Vip], common: &Common) -> Result<ExitCode, Box<dyn Error>> {
+    privileged()?;
+    let removed = if is_absent(&common.state_dir) { Vec::new() } else { remove_noted(vips, &common.state_dir)? };
+    print(&Report::of_removal(removed), common.output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn is_absent(state_dir: &Path) -> bool {
+    state_dir.try_exists().is_ok_and(|exists| !exists)
+}
+
+fn remove_noted(vips: &[Vip], state_dir: &Path) -> Result<Vec<run::Removed>, Box<dyn Error>> {
+    let mut store = Store::open(state_dir)?;
+    let mut journal = store::load(state_dir)?;
+    Ok(run::remove(&mut System::new()?, &mut store, &mut journal, vips)?)
+}
+
+fn print(report: &Report, format: Format) -> Result<(), Box<dyn Error>> {
+    let text = match format {
+        Format::Text => report.text(),
+        Format::Json => serde_json::to_string_pretty(report)?,
+    };
+    match writeln!(io::stdout(), "{text}") {
+        // The reader has seen enough; the exit code still tells.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}

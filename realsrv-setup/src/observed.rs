@@ -1,0 +1,190 @@
+//! What the host is like, as far as a real is concerned. Only data: [`crate::system`] fills it in.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::desired::Prefix;
+
+/// A network device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index.
+    pub index: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Octets.
+    pub mtu: u32,
+    /// Frames have an Ethernet header.
+    pub ethernet: bool,
+    /// It is `lo`.
+    pub loopback: bool,
+    /// A bridge, bond or VRF owns it: the packets are the owner's.
+    pub enslaved: bool,
+    /// The qdisc at handle `ffff:`.
+    pub hook: HookQdisc,
+}
+
+/// What a device has where `clsact` would be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HookQdisc {
+    /// Nothing.
+    #[default]
+    None,
+    /// `clsact`: filters can be attached.
+    Clsact,
+    /// `ingress`: takes the place, and has no egress hook.
+    Ingress,
+}
+
+/// An IPv4 address on a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// Device name.
+    pub device: String,
+    /// The address itself.
+    pub address: Ipv4Addr,
+    /// Prefix length.
+    pub length: u8,
+}
+
+/// The kernel's tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ipip {
+    /// Neither a device nor a module.
+    #[default]
+    Absent,
+    /// `modprobe ipip` would find it, and the device would appear in this namespace.
+    Loadable,
+    /// `tunl0` exists.
+    Present,
+}
+
+/// Direction of a tc hook, seen from the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hook {
+    /// Packets that arrive.
+    Ingress,
+    /// Packets that leave.
+    Egress,
+}
+
+/// One of our programs, by what it does; the names are those in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Program {
+    /// Removes the outer header.
+    Decap,
+    /// Restricts the kernel's tunnel to the load balancers.
+    Guard,
+    /// Clamps the MSS.
+    Clamp,
+}
+
+impl Program {
+    /// Every program.
+    pub const ALL: [Self; 3] = [Self::Decap, Self::Guard, Self::Clamp];
+
+    /// The name in the object, in the kernel and of the filter.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Decap => "lb_decap",
+            Self::Guard => "lb_guard",
+            Self::Clamp => "lb_clamp",
+        }
+    }
+
+    /// Where it belongs.
+    #[must_use]
+    pub const fn hook(self) -> Hook {
+        match self {
+            Self::Decap | Self::Guard => Hook::Ingress,
+            Self::Clamp => Hook::Egress,
+        }
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A filter's place: a device and a direction, at our priority and handle.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot {
+    /// Device name.
+    pub device: String,
+    /// Direction.
+    pub hook: Hook,
+}
+
+/// What the programs are told: the contents of their maps.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The VIPs.
+    pub vips: BTreeSet<Ipv4Addr>,
+    /// The host's own addresses: where tunnels end.
+    pub hosts: BTreeSet<Ipv4Addr>,
+    /// Outer sources that may tunnel.
+    pub sources: BTreeSet<Prefix>,
+    /// The largest MSS to announce, by device.
+    pub mss: BTreeMap<String, u16>,
+}
+
+impl Config {
+    /// The part that `program` reads: a map that it does not use cannot be read back through it.
+    #[must_use]
+    pub fn seen_by(&self, program: Program) -> Self {
+        match program {
+            Program::Decap | Program::Guard => Self { mss: BTreeMap::new(), ..self.clone() },
+            Program::Clamp => Self { sources: BTreeSet::new(), ..self.clone() },
+        }
+    }
+
+    /// Adds what `other` knows.
+    pub fn extend(&mut self, other: Self) {
+        self.vips.extend(other.vips);
+        self.hosts.extend(other.hosts);
+        self.sources.extend(other.sources);
+        self.mss.extend(other.mss);
+    }
+}
+
+/// What is found in a [`Slot`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Filter {
+    /// One of ours, and what it has been told.
+    Ours {
+        /// Which.
+        program: Program,
+        /// Contents of its maps.
+        config: Config,
+    },
+    /// Somebody else's, by the name it shows.
+    Foreign(String),
+}
+
+/// Everything that was looked at, in one network namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Observed {
+    /// Devices by name.
+    pub links: BTreeMap<String, Link>,
+    /// All IPv4 addresses.
+    pub addresses: Vec<Address>,
+    /// Settings by name (`net.ipv4.…`), as they read.
+    pub sysctls: BTreeMap<String, String>,
+    /// The kernel's tunnel.
+    pub ipip: Ipip,
+    /// The filters at our priority and handle.
+    pub filters: BTreeMap<Slot, Filter>,
+    /// The programs' counters, by name, summed over programs and CPUs. Informative only.
+    pub counters: BTreeMap<&'static str, u64>,
+}

@@ -1,0 +1,168 @@
+//! What people and programs read: one line or one object for each item.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::{
+    plan::{Item, Plan},
+    run::{Removed, Undone},
+};
+
+/// What a command was about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Command {
+    /// Would do.
+    Plan,
+    /// Has done.
+    Apply,
+    /// Has looked.
+    Check,
+    /// Has undone.
+    Remove,
+}
+
+/// How an item is, or what became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// As wanted, untouched.
+    Ok,
+    /// Not as wanted.
+    Differs,
+    /// Made as wanted.
+    Changed,
+    /// As it was before the first `apply`.
+    Restored,
+    /// Nothing to undo.
+    Absent,
+    /// Not ours any more: not touched.
+    Left,
+}
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Line {
+    /// What it is.
+    pub item: String,
+    /// How it is.
+    pub state: State,
+    /// As it should be; not for `remove`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<String>,
+    /// As it was found; not for `remove`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub found: Option<String>,
+    /// Why it was left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The result of a command. The JSON form is stable: fields are added, never changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Which command.
+    pub command: Command,
+    /// The host was changed (`apply`, `remove`).
+    pub changed: bool,
+    /// Something is not as wanted (`plan`, `check`).
+    pub differs: bool,
+    /// The items, in the order of the steps.
+    pub items: Vec<Line>,
+    /// What else to know.
+    pub warnings: Vec<String>,
+    /// Packets, by what the programs did with them (`check`).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub counters: BTreeMap<&'static str, u64>,
+}
+
+impl Report {
+    /// Of a plan that was only made (`plan`, `check`) or carried out (`apply`).
+    #[must_use]
+    pub fn of_plan(command: Command, plan: Plan, counters: BTreeMap<&'static str, u64>) -> Self {
+        let any = !plan.is_empty();
+        let applied = command == Command::Apply;
+        let stepped = if applied { State::Changed } else { State::Differs };
+        let line = |Item { what, wanted, found, step }| Line {
+            item: what,
+            state: if step.is_some() { stepped } else { State::Ok },
+            wanted: Some(wanted),
+            found: Some(found),
+            reason: None,
+        };
+        Self {
+            command,
+            changed: applied && any,
+            differs: !applied && any,
+            items: plan.items.into_iter().map(line).collect(),
+            warnings: plan.warnings,
+            counters,
+        }
+    }
+
+    /// Of what was undone.
+    #[must_use]
+    pub fn of_removal(removed: Vec<Removed>) -> Self {
+        let changed = removed.iter().any(|(_, undone)| *undone == Undone::Restored);
+        let line = |(item, undone)| {
+            let (state, reason) = match undone {
+                Undone::Restored => (State::Restored, None),
+                Undone::Already => (State::Absent, None),
+                Undone::Left(reason) => (State::Left, Some(reason)),
+            };
+            Line { item, state, wanted: None, found: None, reason }
+        };
+        Self {
+            command: Command::Remove,
+            changed,
+            differs: false,
+            items: removed.into_iter().map(line).collect(),
+            warnings: Vec::new(),
+            counters: BTreeMap::new(),
+        }
+    }
+
+    /// For people: a state and an item a line, then warnings, counters and the sum of it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let lines = self.items.iter().map(Line::text);
+        let warnings = self.warnings.iter().map(|warning| format!("warning   {warning}"));
+        let counters = self.counters.iter().map(|(name, packets)| format!("counter   {name} {packets}"));
+        let mut all: Vec<_> = lines.chain(warnings).chain(counters).collect();
+        all.push(self.summary().to_owned());
+        all.join("\n")
+    }
+
+    fn summary(&self) -> &'static str {
+        match (self.command, self.changed, self.differs) {
+            (Command::Plan | Command::Check, _, false) => "all as wanted",
+            (Command::Plan, _, true) => "apply would change this",
+            (Command::Check, _, true) => "not as wanted: run apply",
+            (Command::Apply, true, _) => "applied and verified",
+            (Command::Apply, false, _) => "nothing to change",
+            (Command::Remove, true, _) => "removed",
+            (Command::Remove, false, _) => "nothing to remove",
+        }
+    }
+}
+
+impl Line {
+    fn text(&self) -> String {
+        let state = match self.state {
+            State::Ok => "ok",
+            State::Differs => "differs",
+            State::Changed => "changed",
+            State::Restored => "restored",
+            State::Absent => "absent",
+            State::Left => "left",
+        };
+        let detail = match (&self.wanted, &self.found, &self.reason) {
+            (Some(wanted), Some(found), _) if wanted != found => format!(": {found} -> {wanted}"),
+            (Some(wanted), _, _) => format!(": {wanted}"),
+            (_, _, Some(reason)) => format!(": {reason}"),
+            _ => String::new(),
+        };
+        format!("{state:<9} {}{detail}", self.item)
+    }
+}
