@@ -1,0 +1,253 @@
+//! The daemon: one task owns the state, takes events one at a time and carries out what `reconcile` returns.
+//!
+//! ```text
+//!   prober ── transitions ──┐                      ┌─▶ data plane (its own thread)
+//!   kernel ── neighbours ───┼─▶ [ owner: Core ] ───┼─▶ prober: checks
+//!   lbctl  ── requests ─────┤                      └─▶ next hops to resolve
+//!   signals, time ──────────┘
+//! ```
+
+mod views;
+
+use crate::{
+    api::{Request, Server},
+    config::Config,
+    data_plane::{Mode, Worker},
+    model::ReloadResult,
+    nexthop::{self, Resolver},
+    reconcile::{Core, Event, Op},
+};
+use hc_prober::{Prober, Settings, Transition};
+use jiff::Timestamp;
+use std::{
+    net::Ipv4Addr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::MissedTickBehavior,
+};
+
+/// How often windows and the end of the start are looked at.
+const TICK: Duration = Duration::from_millis(100);
+const REQUESTS: usize = 64;
+
+/// How the daemon is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Where `lbctl` finds it.
+    pub socket: PathBuf,
+    /// Where links and maps are pinned.
+    pub bpffs: PathBuf,
+    /// Where the kernel runs the program.
+    pub mode: Mode,
+    /// On SIGTERM and SIGINT the data plane stays attached and goes on with the last rings.
+    pub leave_attached: bool,
+}
+
+/// Why the daemon did not start, or could not end cleanly.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// The XDP program, its maps or its attachment.
+    #[error(transparent)]
+    DataPlane(#[from] crate::data_plane::Error),
+    /// The prober.
+    #[error("start the prober: {0}")]
+    Prober(#[from] hc_prober::Error),
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] crate::api::BindError),
+    /// Signals, netlink, randomness.
+    #[error("{0}: {1}")]
+    Io(&'static str, std::io::Error),
+}
+
+fn io(operation: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    move |error| Error::Io(operation, error)
+}
+
+struct Daemon {
+    options: Options,
+    core: Core,
+    worker: Worker,
+    prober: Prober,
+    resolver: Resolver,
+    wanted: Vec<Ipv4Addr>,
+    unresolved: Vec<Ipv4Addr>,
+    started: Timestamp,
+    revision: u64,
+    loaded_at: Timestamp,
+    last_reload_error: Option<String>,
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting; what keeps it from detaching.
+pub async fn run(options: Options) -> Result<(), Error> {
+    let config = Config::load(&options.config)?;
+    let server = Server::bind(&options.socket)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(io("listen for SIGHUP"))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(io("listen for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io("listen for SIGINT"))?;
+    let mut changes = nexthop::watch().map_err(io("watch the neighbour table"))?;
+    let resolver = Resolver::new().map_err(io("open netlink"))?;
+    let (worker, known) = Worker::start(options.bpffs.clone())?;
+    let mut settings = Settings::new(config.node().interfaces().to_vec()).map_err(io("draw the prober's secret"))?;
+    settings.outer_source = config.node().outer_source();
+    let (prober, mut transitions) = Prober::start(settings)?;
+    let (requests, mut asked) = mpsc::channel(REQUESTS);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let api = tokio::spawn(server.serve(requests, async move { drop(stopped.await) }));
+
+    let (core, ops) = Core::start(config, known, Instant::now());
+    let now = Timestamp::now();
+    let (wanted, unresolved) = (Vec::new(), Vec::new());
+    let (revision, last_reload_error) = (1, None);
+    let mut daemon = Daemon {
+        options,
+        core,
+        worker,
+        prober,
+        resolver,
+        wanted,
+        unresolved,
+        started: now,
+        revision,
+        loaded_at: now,
+        last_reload_error,
+    };
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    daemon.carry_out(ops).await?;
+    loop {
+        tokio::select! {
+            Some(transition) = transitions.recv() => daemon.verdict(transition).await?,
+            Some(()) = changes.recv() => daemon.resolve().await?,
+            Some(request) = asked.recv() => daemon.answer(request).await?,
+            _ = tick.tick() => daemon.event(Event::Tick).await?,
+            _ = hangup.recv() => drop(daemon.reload().await?),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    // A receiver that is gone has stopped already.
+    let _ = stop.send(());
+    let _ = api.await;
+    daemon.end().await
+}
+
+impl Daemon {
+    async fn event(&mut self, event: Event) -> Result<(), Error> {
+        let ops = self.core.apply(event, Instant::now());
+        self.carry_out(ops).await
+    }
+
+    /// Failing to attach ends the daemon: it is what it is for. All else is logged where it happens.
+    async fn carry_out(&mut self, ops: Vec<Op>) -> Result<(), Error> {
+        let mut resolve = false;
+        for op in ops {
+            match op {
+                Op::Real(id, entry) => self.worker.set_real(id, entry),
+                Op::Ring(index, ring) => self.worker.swap_ring(index, ring),
+                Op::Vips(table) => self.worker.swap_vips(table),
+                Op::Checks(checks) => self.prober.set_checks(checks),
+                Op::Resolve(reals) => {
+                    self.wanted = reals;
+                    resolve = true;
+                }
+                Op::Attach => {
+                    let interfaces = self.core.config().node().interfaces().to_vec();
+                    tracing::info!(?interfaces, mode = ?self.options.mode, "attaching");
+                    self.worker.attach(interfaces, self.options.mode).await?;
+                }
+            }
+        }
+        if resolve { Box::pin(self.resolve()).await } else { Ok(()) }
+    }
+
+    async fn verdict(&mut self, t: Transition) -> Result<(), Error> {
+        let (real, target) = (t.key.real, t.key.target);
+        let detail = t.detail.as_deref().unwrap_or_default();
+        tracing::info!(%real, vip = %target, before = %t.from, after = %t.to, reason = %t.reason, detail, "transition");
+        self.event(Event::Verdict(t.key, t.to)).await
+    }
+
+    /// Asks for the next hops of all reals; says once which have none.
+    async fn resolve(&mut self) -> Result<(), Error> {
+        let mut hops = Vec::new();
+        let mut unresolved = Vec::new();
+        for (&real, hop) in self.wanted.iter().zip(self.resolver.resolve_all(&self.wanted).await) {
+            match hop {
+                Ok(hop) => hops.push((real, hop)),
+                Err(error) => {
+                    if !self.unresolved.contains(&real) {
+                        tracing::info!(%real, %error, "next hop not known yet");
+                    }
+                    unresolved.push(real);
+                }
+            }
+        }
+        self.unresolved = unresolved;
+        Box::pin(self.event(Event::NextHops(hops))).await
+    }
+
+    /// Takes the configuration file anew; a bad one leaves the running one in force.
+    async fn reload(&mut self) -> Result<Result<ReloadResult, String>, Error> {
+        let loaded = Config::load(&self.options.config).map_err(|e| e.to_string());
+        let config = match loaded.and_then(|new| self.reloadable(new)) {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::error!(%error, "reload refused; the running configuration stays in force");
+                self.last_reload_error = Some(error.clone());
+                return Ok(Err(error));
+            }
+        };
+        let changes: Vec<_> = Config::diff(self.core.config(), &config).iter().map(ToString::to_string).collect();
+        self.event(Event::Configured(config)).await?;
+        self.revision += 1;
+        self.loaded_at = Timestamp::now();
+        self.last_reload_error = None;
+        tracing::info!(revision = self.revision, changes = changes.len(), "reloaded");
+        Ok(Ok(ReloadResult { revision: self.revision, changes }))
+    }
+
+    /// What the attachment and the prober were started with cannot change under them.
+    fn reloadable(&self, new: Config) -> Result<Config, String> {
+        let (old, node) = (self.core.config().node(), new.node());
+        if old.interfaces() != node.interfaces() || old.outer_source() != node.outer_source() || old.seed() != node.seed()
+        {
+            return Err("[node]: interface, outer_source and seed cannot change on reload; restart lbd".to_owned());
+        }
+        Ok(new)
+    }
+
+    async fn answer(&mut self, request: Request) -> Result<(), Error> {
+        // An asker that is gone wants no answer.
+        match request {
+            Request::Reload(reply) => drop(reply.send(self.reload().await?)),
+            Request::Status(reply) => drop(reply.send(self.status().await?)),
+            Request::Vips(reply) => drop(reply.send(self.vip_rows().await?)),
+            Request::Reals(reply) => drop(reply.send(self.real_rows().await)),
+            Request::Stats(reply) => drop(reply.send(self.stats().await?)),
+        }
+        Ok(())
+    }
+
+    async fn end(self) -> Result<(), Error> {
+        self.prober.shutdown();
+        if self.options.leave_attached {
+            tracing::info!("ending; the data plane stays attached");
+            return Ok(());
+        }
+        tracing::info!("ending; detaching");
+        Ok(self.worker.detach().await?)
+    }
+}

@@ -1,0 +1,211 @@
+//! What the daemon tells `lbctl`: the core's state, the prober's and the counters, put together.
+
+use super::{Daemon, Error};
+use crate::{
+    config::VipKey,
+    data_plane::{Mode, Report},
+    model::{
+        Admin, ConfigStatus, Health, InterfaceStatus, Phase, ProberStatus, ProgramStatus, RealRow, RealStats, ReasonStats,
+        RingShare, RingStatus, Stats, Status, TrackedStats, Verdict, VipRow, VipStats, VipSummary, XdpMode,
+    },
+    reconcile,
+    service::Service,
+};
+use hc_prober::{CheckStatus, State};
+use jiff::Timestamp;
+use lb_ebpf::{
+    counter::{Action, FlowEvent},
+    ring::RING_SLOTS,
+};
+use std::{
+    collections::HashMap,
+    time::{Instant, SystemTime},
+};
+
+fn ring_size() -> u32 {
+    u32::try_from(RING_SLOTS).unwrap_or(u32::MAX)
+}
+
+fn timestamp(at: SystemTime) -> Timestamp {
+    Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+fn reals_up(service: &Service) -> u32 {
+    count(service.configured().filter(|(_, s)| s.state == State::Up).count())
+}
+
+impl Daemon {
+    pub(super) async fn status(&mut self) -> Result<Status, Error> {
+        let report = self.worker.report(Vec::new(), Vec::new()).await?;
+        let counters = self.prober.counters().await;
+        let checks = self.prober.status().await.len();
+        let phase = match self.core.phase() {
+            reconcile::Phase::Starting(_) => Phase::Starting,
+            reconcile::Phase::Running => Phase::Running,
+        };
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started: self.started,
+            phase,
+            config: ConfigStatus {
+                path: self.options.config.clone(),
+                revision: self.revision,
+                loaded_at: self.loaded_at,
+                last_reload_error: self.last_reload_error.clone(),
+            },
+            interfaces: self.interfaces(&report),
+            program: Some(ProgramStatus { id: report.program.id, verified_insns: report.program.verified_instructions }),
+            prober: ProberStatus {
+                checks: u64::from(count(checks)),
+                sent: counters.sent,
+                forged: counters.forged,
+                late: counters.late,
+                lag_us: counters.lag_max_us,
+            },
+            vips: self.core.services().map(summary).collect(),
+            rings: self.core.services().map(|s| self.ring_status(s)).collect(),
+        })
+    }
+
+    fn interfaces(&self, report: &Report) -> Vec<InterfaceStatus> {
+        let mode = match self.options.mode {
+            Mode::Native => XdpMode::Native,
+            Mode::Generic => XdpMode::Generic,
+        };
+        let status = |name: &String| InterfaceStatus {
+            name: name.clone(),
+            mode,
+            attached: report.attached.iter().any(|a| a.interface == *name),
+        };
+        self.core.config().node().interfaces().iter().map(status).collect()
+    }
+
+    fn ring_status(&self, service: &Service) -> RingStatus {
+        let VipKey { address, protocol, port } = service.config.key();
+        let share = |(real, s): (_, &crate::service::Standing)| RingShare { real, share: service.ring.share(s.id) };
+        RingStatus {
+            vip: address,
+            protocol,
+            port,
+            size: ring_size(),
+            digest: self.digest(service),
+            shares: service.configured().map(share).collect(),
+        }
+    }
+
+    fn digest(&self, service: &Service) -> String {
+        format!("{:016x}", self.core.digest(service))
+    }
+
+    pub(super) async fn vip_rows(&mut self) -> Result<Vec<VipRow>, Error> {
+        let indexes = self.core.services().map(|s| s.index).collect();
+        let report = self.worker.report(indexes, Vec::new()).await?;
+        let now = Instant::now();
+        let row = |(service, counter): (&Service, &lb_ebpf::counter::Counter)| {
+            let VipKey { address, protocol, port } = service.config.key();
+            let until = service.ring.window_until().map(|at| timestamp(SystemTime::now() + at.saturating_duration_since(now)));
+            VipRow {
+                vip: address,
+                protocol,
+                port,
+                reals_up: reals_up(service),
+                reals_total: count(service.configured().count()),
+                ring_size: ring_size(),
+                digest: self.digest(service),
+                packets: counter.packets,
+                bytes: counter.bytes,
+                window_open_until: until,
+            }
+        };
+        Ok(self.core.services().zip(&report.vips).map(row).collect())
+    }
+
+    pub(super) async fn real_rows(&mut self) -> Vec<RealRow> {
+        let statuses: HashMap<_, _> = self.prober.status().await.into_iter().map(|s| (s.key.clone(), s)).collect();
+        let mut rows = Vec::new();
+        for service in self.core.services() {
+            for (real, standing) in service.configured() {
+                let VipKey { address, protocol, port } = service.config.key();
+                let check = statuses.get(&service.check_key(real));
+                rows.push(RealRow {
+                    vip: address,
+                    protocol,
+                    port,
+                    real,
+                    weight: standing.weight,
+                    admin: Admin::Enabled,
+                    state: health(standing.state),
+                    reason: check.map_or("INIT".to_owned(), |c| c.reason.code().to_owned()),
+                    since: check.map_or(self.started, |c| timestamp(c.since)),
+                    last_check: check.and_then(|c| c.last_run).map(timestamp),
+                    rtt_us: check.and_then(rtt_us),
+                    rise: check.map_or(0, |c| c.rise),
+                    fall: check.map_or(0, |c| c.fall),
+                    share: service.ring.share(standing.id),
+                });
+            }
+        }
+        rows
+    }
+
+    pub(super) async fn stats(&mut self) -> Result<Stats, Error> {
+        let (addresses, ids): (Vec<_>, Vec<_>) = self.core.reals().unzip();
+        let indexes = self.core.services().map(|s| s.index).collect();
+        let report = self.worker.report(indexes, ids).await?;
+        let vip = |(service, counter): (&Service, &lb_ebpf::counter::Counter)| {
+            let VipKey { address, protocol, port } = service.config.key();
+            VipStats { vip: address, protocol, port, packets: counter.packets, bytes: counter.bytes }
+        };
+        let events = |wanted: &[FlowEvent]| {
+            report.flow_events.iter().filter(|(event, _)| wanted.contains(event)).map(|(_, n)| n).sum()
+        };
+        Ok(Stats {
+            vips: self.core.services().zip(&report.vips).map(vip).collect(),
+            reals: addresses
+                .into_iter()
+                .zip(&report.reals)
+                .map(|(real, c)| RealStats { real, packets: c.packets, bytes: c.bytes })
+                .collect(),
+            reasons: report
+                .reasons
+                .iter()
+                .map(|(r, c)| ReasonStats {
+                    verdict: match r.action() {
+                        Action::Pass => Verdict::Pass,
+                        Action::Drop => Verdict::Drop,
+                        Action::Transmit | Action::Redirect => Verdict::Tx,
+                    },
+                    reason: r.code().to_owned(),
+                    packets: c.packets,
+                })
+                .collect(),
+            tracked: TrackedStats {
+                hits: events(&[FlowEvent::Hit]),
+                misses: events(&[FlowEvent::MissSyn, FlowEvent::MissTcp, FlowEvent::MissUdp]),
+            },
+        })
+    }
+}
+
+fn summary(service: &Service) -> VipSummary {
+    let VipKey { address, protocol, port } = service.config.key();
+    let reals_total = count(service.configured().count());
+    VipSummary { vip: address, protocol, port, reals_up: reals_up(service), reals_total }
+}
+
+fn health(state: State) -> Health {
+    match state {
+        State::Init => Health::Init,
+        State::Up => Health::Up,
+        State::Down(_) => Health::Down,
+    }
+}
+
+fn rtt_us(check: &CheckStatus) -> Option<u64> {
+    check.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX))
+}
