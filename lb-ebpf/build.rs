@@ -50,7 +50,8 @@ fn shared_target_dir(out: &Path) -> Result<PathBuf, String> {
 
 /// A `cargo` command whose compiler can build for the BPF target.
 fn toolchain() -> Result<Command, String> {
-    let flags = ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3", "-Ctarget-feature=+allows-misaligned-mem-access"];
+    let flags =
+        ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3", "-Ctarget-feature=+allows-misaligned-mem-access"];
     let mut cargo = if debian_has_bpf_core() {
         let mut cargo = Command::new("/usr/bin/cargo");
         cargo.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1");
@@ -60,9 +61,11 @@ fn toolchain() -> Result<Command, String> {
         cargo.args(["run", "nightly", "cargo"]).args(["-Zbuild-std=core"]).env_remove("RUSTC");
         cargo
     } else {
-        return Err("no Rust compiler for the BPF target: install Debian's rustc-web, cargo-web and libstd-rust-web-dev-bpf \
+        return Err(
+            "no Rust compiler for the BPF target: install Debian's rustc-web, cargo-web and libstd-rust-web-dev-bpf \
                     (./run does), or rustup's nightly with the component rust-src"
-            .into());
+                .into(),
+        );
     };
     cargo
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
@@ -77,7 +80,8 @@ fn toolchain() -> Result<Command, String> {
 }
 
 fn debian_has_bpf_core() -> bool {
-    sysroot(Command::new("/usr/bin/rustc")).is_some_and(|root| root.join("lib/rustlib").join(TARGET).join("lib").is_dir())
+    sysroot(Command::new("/usr/bin/rustc"))
+        .is_some_and(|root| root.join("lib/rustlib").join(TARGET).join("lib").is_dir())
 }
 
 fn nightly_has_rust_src() -> bool {

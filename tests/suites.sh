@@ -2,7 +2,7 @@
 # The suites of ./run test, which sources this. Each is a function: it succeeds or fails, and its output holds the lines
 # `test result: …` that are counted. A suite that ran nothing has failed.
 
-suites=(fmt clippy clippy_bpf doc deny symbols unit packet namespace vm fuzz bench)
+suites=(fmt clippy clippy_bpf doc deny symbols unit packet namespace vm fuzz)
 declare -A about=(
     [fmt]="rustfmt has nothing to change"
     [clippy]="no lint on the host's code"
@@ -15,7 +15,6 @@ declare -A about=(
     [namespace]="end to end, in network namespaces (root)"
     [vm]="on Debian's stock kernel, in a VM"
     [fuzz]="each fuzz target for a while"
-    [bench]="the benches run; their figures mean nothing here"
 )
 
 test_main() { # [--long|--list] [SUITE…]
@@ -45,7 +44,7 @@ list_suites() {
 prepare_tests() { # SUITE…
     prepare_build
     case " $* " in *" deny "*) cargo_tool cargo-deny 0.20.2 ;; esac
-    case " $* " in *" packet "* | *" namespace "* | *" bench "*) prepare_lab ;; esac
+    case " $* " in *" packet "* | *" namespace "*) prepare_lab ;; esac
     case " $* " in *" symbols "* | *" vm "* | *" fuzz "*) need "${test_needs[@]}" ;; esac
 }
 
@@ -136,7 +135,6 @@ suite_fuzz() {
     [[ -z ${LBD_TEST_LONG:-} ]] || seconds=120
     tests/fuzz/run $seconds
 }
-suite_bench() { cargo build --locked --workspace --bins && check bench target/debug/bench --smoke; }
 
 # A file in some crate's tests/ belongs to the suite whose name it begins with, otherwise to `namespace`:
 # so none is forgotten. One test at a time, since they load this machine and measure times.

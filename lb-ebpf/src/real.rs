@@ -63,8 +63,10 @@ impl RealEntry {
         }
         bytes[12..14].copy_from_slice(&net::ETHERTYPE_IPV4.to_ne_bytes());
         bytes[14..34].copy_from_slice(&ip);
+        let (words, _) = bytes.as_chunks();
+        let word = |at: usize| words.get(at).copied().map_or(0, u64::from_ne_bytes);
         Self {
-            head: [word(&bytes, 0), word(&bytes, 8), word(&bytes, 16), word(&bytes, 24)],
+            head: [word(0), word(1), word(2), word(3)],
             tail: u16::from_ne_bytes([bytes[32], bytes[33]]),
             mtu: next_hop.map_or(0, |hop| hop.mtu),
             ifindex: next_hop.map_or(0, |hop| hop.ifindex),
@@ -84,12 +86,6 @@ impl RealEntry {
     }
 }
 
-fn word(bytes: &[u8; 34], at: usize) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_ne_bytes(word)
-}
-
 const _: () = assert!(size_of::<RealEntry>() == 64 && core::mem::offset_of!(RealEntry, reserved) == 48);
 pod!(RealEntry);
 
@@ -99,7 +95,8 @@ mod tests {
 
     #[test]
     fn ipip_template_holds_the_headers_in_wire_order() {
-        let hop = NextHop { ifindex: 7, mtu: 1500, source_mac: [2, 0, 0, 0, 0, 1], destination_mac: [2, 0, 0, 0, 0, 2] };
+        let hop =
+            NextHop { ifindex: 7, mtu: 1500, source_mac: [2, 0, 0, 0, 0, 1], destination_mac: [2, 0, 0, 0, 0, 2] };
         let (source, address) = (Ipv4Addr::new(198, 18, 221, 11), Ipv4Addr::new(198, 18, 101, 10));
         let entry = RealEntry::ipip(source, address, Some(&hop), SERVES_TCP);
         let bytes: Vec<u8> = entry.head.iter().flat_map(|w| w.to_ne_bytes()).chain(entry.tail.to_ne_bytes()).collect();

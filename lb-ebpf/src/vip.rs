@@ -34,9 +34,16 @@ impl VipKey {
         Self(address as u64 | ((port as u64) << 32) | ((protocol as u64) << 48) | (1 << 63))
     }
 
+    /// The address, as it lies in the packet.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the low 32 bits are the address")]
+    const fn address(self) -> u32 {
+        self.0 as u32
+    }
+
     #[inline(always)]
     const fn bucket(self, multiplier: u32) -> usize {
-        let address = (self.0 as u32).wrapping_mul(0x9e37_79b1);
+        let address = self.address().wrapping_mul(0x9e37_79b1);
         let service = (self.0 >> 32) as u32;
         ((address ^ (address >> 15) ^ service).wrapping_mul(multiplier) >> (u32::BITS - BUCKET_BITS)) as usize
     }
@@ -77,6 +84,7 @@ pub struct VipTable {
 impl VipTable {
     /// A table without VIPs.
     #[must_use]
+    #[expect(clippy::large_stack_arrays, reason = "128 KiB, built by user space and boxed")]
     pub const fn new(hash_key: HashKey, multiplier: u32, flags: u32) -> Self {
         let empty = VipEntry { key: VipKey(0), vip: 0, ring: 0, flow_idle_ms: 0 };
         let buckets = [[empty; BUCKET_ENTRIES]; BUCKETS];
@@ -91,7 +99,7 @@ impl VipTable {
         let bucket = self.buckets.get_mut(entry.key.bucket(self.multiplier)).ok_or(BucketFull)?;
         let place = bucket.iter_mut().find(|e| e.key == entry.key || e.key == VipKey(0)).ok_or(BucketFull)?;
         *place = entry;
-        let (word, bit) = bitmap_position(entry.key.0 as u32);
+        let (word, bit) = bitmap_position(entry.key.address());
         if let Some(word) = self.bitmap.get_mut(word) {
             *word |= bit;
         }

@@ -222,7 +222,9 @@ impl Daemon {
     /// What the attachment and the prober were started with cannot change under them.
     fn reloadable(&self, new: Config) -> Result<Config, String> {
         let (old, node) = (self.core.config().node(), new.node());
-        if old.interfaces() != node.interfaces() || old.outer_source() != node.outer_source() || old.seed() != node.seed()
+        if old.interfaces() != node.interfaces()
+            || old.outer_source() != node.outer_source()
+            || old.seed() != node.seed()
         {
             return Err("[node]: interface, outer_source and seed cannot change on reload; restart lbd".to_owned());
         }

@@ -62,7 +62,7 @@ impl Walker {
         }
         let hash = hasher.finish128();
         #[expect(clippy::cast_possible_truncation, reason = "reduced to the ring's size at once")]
-        let (position, skip) = (hash.h1 as usize % RING_SLOTS, hash.h2 as usize % RING_SLOTS | 1);
+        let (position, skip) = (hash.h1 as usize % RING_SLOTS, (hash.h2 as usize % RING_SLOTS) | 1);
         Self { id: candidate.id, address: candidate.address, weight: candidate.weight, credit: 0, position, skip }
     }
 
@@ -90,7 +90,7 @@ mod tests {
     fn candidates(weights: &[u16]) -> Vec<Candidate> {
         let real = |(n, &weight): (usize, &u16)| {
             let n = u16::try_from(n).unwrap() + 1;
-            Candidate { id: n, address: Ipv4Addr::new(198, 18, (n >> 8) as u8, n as u8).into(), weight }
+            Candidate { id: n, address: Ipv4Addr::from_bits(0xc612_0000 + u32::from(n)).into(), weight }
         };
         weights.iter().enumerate().map(real).collect()
     }

@@ -6,7 +6,7 @@ use lbd::{
     daemon::{self, Options},
     data_plane::Mode,
 };
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 /// Balances traffic to VIPs over real servers: XDP, DSR inside IPIP, health checked through the tunnel.
 #[derive(Parser)]
@@ -67,7 +67,12 @@ async fn main() -> ExitCode {
 
 async fn start(run: Run) -> Result<(), String> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
     std::fs::create_dir_all(&run.state_dir).map_err(|e| format!("create {}: {e}", run.state_dir.display()))?;
     let options = Options {
         config: run.config,

@@ -149,10 +149,7 @@ impl Core {
         let quiet = self.phase != Phase::Running;
         let mut rings = Vec::new();
         for service in self.services.values_mut() {
-            if service.check_key(key.real) == *key
-                && service.verdict(key.real, state)
-                && service.refresh(quiet, now)
-            {
+            if service.check_key(key.real) == *key && service.verdict(key.real, state) && service.refresh(quiet, now) {
                 rings.push(Op::Ring(service.index, service.ring.words()));
             }
         }

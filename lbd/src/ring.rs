@@ -164,6 +164,7 @@ impl Ring {
 
     /// The words that the packet path reads.
     #[must_use]
+    #[expect(clippy::large_stack_arrays, reason = "64 KiB, boxed at once")]
     pub fn words(&self) -> Box<RingWords> {
         let mut words = Box::new(RingWords { slots: [Slot::default(); RING_SLOTS] });
         for (word, slot) in words.slots.iter_mut().zip(&self.slots) {

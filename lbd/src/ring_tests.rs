@@ -86,7 +86,7 @@ fn last_real_failing_is_kept_or_withdrawn_by_policy() {
         ring.update(&members, true, now);
         (members[0].takes_new, members[0].serves) = (false, false);
         ring.update(&members, false, now);
-        let owner = if keep { 1 } else { 0 };
+        let owner = RealId::from(keep);
         assert!(slots(&ring).iter().all(|s| s.cur() == owner), "keep {keep}");
     }
 }
@@ -205,7 +205,9 @@ impl World {
             let gap = self.draw(IDLE.as_secs());
             self.flows.push(Flow { hash, real, next: self.now + Duration::from_secs(gap) });
         }
-        while let Some(at) = (0..self.flows.len()).filter(|&i| self.flows[i].next < end).min_by_key(|&i| self.flows[i].next) {
+        while let Some(at) =
+            (0..self.flows.len()).filter(|&i| self.flows[i].next < end).min_by_key(|&i| self.flows[i].next)
+        {
             self.now = self.now.max(self.flows[at].next);
             self.ring.close_window(self.now);
             let (hash, real) = (self.flows[at].hash, self.flows[at].real);

@@ -97,7 +97,7 @@ impl Service {
     /// Whether a real serves flows that it has, as far as this VIP knows.
     #[must_use]
     pub fn serves(&self, real: IpAddr) -> Serves {
-        self.standings.get(&real).map_or(Serves::default(), |s| s.serves())
+        self.standings.get(&real).map_or(Serves::default(), Standing::serves)
     }
 }
 

@@ -60,9 +60,10 @@ mod tests {
 
     #[test]
     fn build_with_the_most_vips_finds_each() {
-        let address = |n: u16| Ipv4Addr::new(198, 19, (n >> 8) as u8, n as u8);
+        let address = |n: u16| Ipv4Addr::from_bits(0xc613_0000 + u32::from(n));
         let key = |n| VipKey { address: address(n).into(), protocol: Protocol::Udp, port: 53 };
-        let rows: Vec<_> = (0..512).map(|n| Row { key: key(n), index: n, flow_idle: Duration::from_secs(900) }).collect();
+        let rows: Vec<_> =
+            (0..512).map(|n| Row { key: key(n), index: n, flow_idle: Duration::from_mins(15) }).collect();
         let table = build(&rows, [3; 16], VipMiss::Drop);
         for n in 0..512 {
             let address = u32::from_ne_bytes(address(n).octets());

@@ -2,7 +2,9 @@
 //! `etherparse`, which shares no code with the program, builds what goes in and reads what comes out.
 
 use aya::programs::{TestRun as _, TestRunOptions};
-use etherparse::{Icmpv4Type, IpNumber, Ipv4Slice, NetSlice, PacketBuilder, SlicedPacket, TransportSlice, checksum::Sum16BitWords};
+use etherparse::{
+    Icmpv4Type, IpNumber, Ipv4Slice, NetSlice, PacketBuilder, SlicedPacket, TransportSlice, checksum::Sum16BitWords,
+};
 use lb_ebpf::{
     counter::{FlowEvent, Reason, real_index, vip_index},
     hash::{HashKey, flow_hash},
@@ -412,7 +414,8 @@ fn long() -> bool {
 
 /// A valid packet with a few bytes changed anywhere and cut anywhere.
 fn mutated() -> impl Strategy<Value = Vec<u8>> {
-    let seeds = vec![tcp(VIP, 1, 80), syn(VIP, 2, 80), udp(VIP, 3, 53, &[7; 90]), echo(VIP, 4, &[9; 40]), tcp(OTHER, 5, 9)];
+    let seeds =
+        vec![tcp(VIP, 1, 80), syn(VIP, 2, 80), udp(VIP, 3, 53, &[7; 90]), echo(VIP, 4, &[9; 40]), tcp(OTHER, 5, 9)];
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6);
     (prop::sample::select(seeds), changes, prop::option::of(14..60_usize)).prop_map(|(mut packet, changes, cut)| {
         for (at, byte) in changes {

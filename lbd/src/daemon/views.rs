@@ -5,8 +5,9 @@ use crate::{
     config::VipKey,
     data_plane::{Mode, Report},
     model::{
-        Admin, ConfigStatus, Health, InterfaceStatus, Phase, ProberStatus, ProgramStatus, RealRow, RealStats, ReasonStats,
-        RingShare, RingStatus, Stats, Status, TrackedStats, Verdict, VipRow, VipStats, VipSummary, XdpMode,
+        Admin, ConfigStatus, Health, InterfaceStatus, Phase, ProberStatus, ProgramStatus, RealRow, RealStats,
+        ReasonStats, RingShare, RingStatus, Stats, Status, TrackedStats, Verdict, VipRow, VipStats, VipSummary,
+        XdpMode,
     },
     reconcile,
     service::Service,
@@ -59,7 +60,10 @@ impl Daemon {
                 last_reload_error: self.last_reload_error.clone(),
             },
             interfaces: self.interfaces(&report),
-            program: Some(ProgramStatus { id: report.program.id, verified_insns: report.program.verified_instructions }),
+            program: Some(ProgramStatus {
+                id: report.program.id,
+                verified_insns: report.program.verified_instructions,
+            }),
             prober: ProberStatus {
                 checks: u64::from(count(checks)),
                 sent: counters.sent,
@@ -108,7 +112,8 @@ impl Daemon {
         let now = Instant::now();
         let row = |(service, counter): (&Service, &lb_ebpf::counter::Counter)| {
             let VipKey { address, protocol, port } = service.config.key();
-            let until = service.ring.window_until().map(|at| timestamp(SystemTime::now() + at.saturating_duration_since(now)));
+            let until =
+                service.ring.window_until().map(|at| timestamp(SystemTime::now() + at.saturating_duration_since(now)));
             VipRow {
                 vip: address,
                 protocol,

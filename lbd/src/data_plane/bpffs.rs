@@ -23,7 +23,9 @@ pub(super) fn ensure(directory: &Path) -> Result<(), Error> {
     if is_bpffs(directory)? {
         return Ok(());
     }
-    Err(Error::new("use", directory.display())("it is not on a BPF file system; mount one, or choose --bpffs under one"))
+    Err(Error::new("use", directory.display())(
+        "it is not on a BPF file system; mount one, or choose --bpffs under one",
+    ))
 }
 
 /// Removes a pin; one that is not there is fine.

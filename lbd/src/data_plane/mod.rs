@@ -41,7 +41,7 @@ pub struct Error {
 impl Error {
     fn new<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
         operation: &'static str,
-        object: impl ToString,
+        object: impl std::fmt::Display,
     ) -> impl FnOnce(E) -> Self {
         let object = object.to_string();
         move |source| Self { operation, object, source: source.into() }

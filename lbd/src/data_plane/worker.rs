@@ -151,17 +151,15 @@ fn run(mut data_plane: DataPlane, queue: &mpsc::Receiver<Job>) {
     }
 }
 
-fn report(
-    data_plane: &mut DataPlane,
-    attached: &[Attached],
-    vips: &[u16],
-    reals: &[RealId],
-) -> Result<Report, Error> {
+fn report(data_plane: &mut DataPlane, attached: &[Attached], vips: &[u16], reals: &[RealId]) -> Result<Report, Error> {
     Ok(Report {
         program: data_plane.program_info()?,
         attached: attached.to_vec(),
         reasons: Reason::ALL.iter().map(|&r| Ok((r, data_plane.reason(r)?))).collect::<Result<_, Error>>()?,
-        flow_events: FlowEvent::ALL.iter().map(|&e| Ok((e, data_plane.flow_events(e)?))).collect::<Result<_, Error>>()?,
+        flow_events: FlowEvent::ALL
+            .iter()
+            .map(|&e| Ok((e, data_plane.flow_events(e)?)))
+            .collect::<Result<_, Error>>()?,
         vips: vips.iter().map(|&v| data_plane.counter(vip_index(v))).collect::<Result<_, _>>()?,
         reals: reals.iter().map(|&r| data_plane.counter(real_index(r))).collect::<Result<_, _>>()?,
     })

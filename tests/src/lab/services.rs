@@ -59,7 +59,10 @@ impl Lab {
     /// [`Error::NotBuilt`].
     pub fn realsrv_setup(&self, real: &Host, subcommand: &str) -> Result<Command> {
         let mut command = real.command(binary("realsrv-setup")?);
-        command.args([subcommand, "--vip", &VIP.to_string(), "--lb-source", &self.lb().addr().to_string()]);
+        command.args([subcommand, "--vip", &VIP.to_string()]);
+        if matches!(subcommand, "plan" | "apply") {
+            command.args(["--lb-source", &self.lb().addr().to_string()]);
+        }
         command.arg("--state-dir").arg(real.dir().join("realsrv-setup"));
         Ok(command)
     }
