@@ -112,7 +112,7 @@ suite_clippy_bpf() {
 suite_symbols() {
     local source failed=0
     cargo build --locked --workspace || return
-    for source in lb-ebpf/src/bin/*.rs; do
+    for source in lb-ebpf/src/bin/*; do
         check "$source" no_panic "target/bpf/$bpf_target/bpf/$(basename "$source" .rs)" || failed=1
     done
     return $failed

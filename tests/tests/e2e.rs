@@ -1,4 +1,10 @@
 //! The main job, end to end: requests through the VIP, failures of one real at a time, and recovery. Needs root.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::float_cmp,
+    reason = "a helper that fails fails its test"
+)]
 
 use lbd::model::{Health, RealRow};
 use std::{

@@ -1,5 +1,13 @@
 //! Packets through the real XDP program with `BPF_PROG_TEST_RUN`: what goes in, which verdict, what comes out.
 //! `etherparse`, which shares no code with the program, builds what goes in and reads what comes out.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::expect_used,
+    clippy::large_stack_arrays,
+    reason = "a helper that fails fails its test"
+)]
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use etherparse::{
@@ -36,7 +44,7 @@ const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
 const SEED: [u8; 16] = *b"a seed for tests";
 /// The ingress interface of a test run: loopback.
 const INGRESS: u32 = 1;
-const IDLE: Duration = Duration::from_secs(900);
+const IDLE: Duration = Duration::from_mins(15);
 
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;

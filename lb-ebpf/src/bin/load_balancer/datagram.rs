@@ -13,25 +13,25 @@ const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
 /// A whole TCP segment or UDP datagram. Fields are as they lie in the packet unless they say otherwise.
-pub struct Datagram {
-    pub source: u32,
-    pub destination: u32,
+pub(crate) struct Datagram {
+    pub(crate) source: u32,
+    pub(crate) destination: u32,
     /// Source port, destination port: the first four bytes of the TCP or UDP header.
-    pub ports: u32,
-    pub protocol: u8,
-    pub tos: u8,
-    pub id: u16,
+    pub(crate) ports: u32,
+    pub(crate) protocol: u8,
+    pub(crate) tos: u8,
+    pub(crate) id: u16,
     /// DF, and zeros.
-    pub flags: u16,
+    pub(crate) flags: u16,
     /// Length from the IPv4 header on, host byte order.
-    pub total_len: u16,
+    pub(crate) total_len: u16,
     /// A TCP SYN without ACK.
-    pub is_syn: bool,
+    pub(crate) is_syn: bool,
 }
 
 impl Datagram {
     #[inline(always)]
-    pub fn destination_port(&self) -> u16 {
+    pub(crate) fn destination_port(&self) -> u16 {
         (self.ports >> 16) as u16
     }
 }
@@ -40,7 +40,7 @@ impl Datagram {
 ///
 /// `Err` is what becomes of it *if* it is for a VIP's address.
 #[inline(always)]
-pub fn read(frame: Frame) -> Result<Datagram, Reason> {
+pub(crate) fn read(frame: Frame) -> Result<Datagram, Reason> {
     // SAFETY: the caller has checked that ETH_LEN + IPV4_LEN bytes are there.
     let (version_ihl, tos, total_len, id, flags, protocol, source, destination) = unsafe {
         (

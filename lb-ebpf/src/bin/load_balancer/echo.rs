@@ -17,7 +17,7 @@ const REPLY_TTL: u8 = 64;
 ///
 /// The frame holds a whole ICMP packet in IPv4 without options that is no fragment.
 #[inline(always)]
-pub fn answer(frame: Frame) -> Reason {
+pub(crate) fn answer(frame: Frame) -> Reason {
     if !frame.has(ICMP_AT + ICMP_LEN) {
         return Reason::DropMalformed;
     }

@@ -13,7 +13,7 @@ use lb_ebpf::{
 /// ToS is copied, DSCP and ECN (RFC 6040 §4.1, normal mode); DF is copied (RFC 2003 §3.1). The inner ID is
 /// copied too: it varies as the sender's does, so that fragments of the outer packet do not mix.
 #[inline(always)]
-pub fn ipip(ctx: &XdpContext, inner: &Datagram, real: &RealEntry) -> Verdict {
+pub(crate) fn ipip(ctx: &XdpContext, inner: &Datagram, real: &RealEntry) -> Verdict {
     if real.mtu == 0 {
         return Reason::DropNoNextHop.into();
     }

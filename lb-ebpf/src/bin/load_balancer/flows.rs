@@ -13,7 +13,7 @@ use lb_ebpf::{
 /// An entry that lives and whose real still serves decides. Without one a TCP SYN gets `cur`, and so does
 /// anything else unless a window is open on the slot whose `prev` still serves.
 #[inline(always)]
-pub fn choose(slot: Slot, key: &FlowKey, idle_ms: u32, is_syn: bool) -> RealId {
+pub(crate) fn choose(slot: Slot, key: &FlowKey, idle_ms: u32, is_syn: bool) -> RealId {
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let serves = if key.protocol == u32::from(TCP) { SERVES_TCP } else { SERVES_UDP };

@@ -5,26 +5,26 @@ use lb_ebpf::net::ETH_LEN;
 
 /// The bytes from `start` to `end`. Pointers die with every change of the packet's head.
 #[derive(Clone, Copy)]
-pub struct Frame {
+pub(crate) struct Frame {
     start: usize,
     end: usize,
 }
 
 impl Frame {
     #[inline(always)]
-    pub fn of(ctx: &XdpContext) -> Self {
+    pub(crate) fn of(ctx: &XdpContext) -> Self {
         Self { start: ctx.data(), end: ctx.data_end() }
     }
 
     /// Length in bytes.
     #[inline(always)]
-    pub fn len(self) -> u64 {
+    pub(crate) fn len(self) -> u64 {
         (self.end - self.start) as u64
     }
 
     /// Whether the first `len` bytes are there. Every `load` and `store` must be preceded by it.
     #[inline(always)]
-    pub fn has(self, len: usize) -> bool {
+    pub(crate) fn has(self, len: usize) -> bool {
         self.start + len <= self.end
     }
 
@@ -33,7 +33,7 @@ impl Frame {
     /// # Safety
     /// `has(at + size_of::<T>())` was true for this frame. The verifier proves it again.
     #[inline(always)]
-    pub unsafe fn load<T: Copy>(self, at: usize) -> T {
+    pub(crate) unsafe fn load<T: Copy>(self, at: usize) -> T {
         // SAFETY: in bounds by the caller's word; any alignment.
         unsafe { ((self.start + at) as *const T).read_unaligned() }
     }
@@ -43,21 +43,21 @@ impl Frame {
     /// # Safety
     /// As for [`Frame::load`].
     #[inline(always)]
-    pub unsafe fn store<T: Copy>(self, at: usize, value: T) {
+    pub(crate) unsafe fn store<T: Copy>(self, at: usize, value: T) {
         // SAFETY: in bounds by the caller's word; any alignment.
         unsafe { ((self.start + at) as *mut T).write_unaligned(value) }
     }
 
     /// The EtherType as it lies in the frame; the caller has asked for an Ethernet header.
     #[inline(always)]
-    pub fn ethertype(self) -> u16 {
+    pub(crate) fn ethertype(self) -> u16 {
         // SAFETY: callers check for ETH_LEN + IPV4_LEN bytes first.
         unsafe { self.load(12) }
     }
 
     /// The IPv4 destination as it lies in the frame; the caller has asked for an IPv4 header.
     #[inline(always)]
-    pub fn destination(self) -> u32 {
+    pub(crate) fn destination(self) -> u32 {
         // SAFETY: callers check for ETH_LEN + IPV4_LEN bytes first.
         unsafe { self.load(ETH_LEN + 16) }
     }

@@ -7,6 +7,13 @@
 //! ```
 #![no_std]
 #![no_main]
+#![allow(clippy::inline_always, reason = "the packet path is one function: a call costs what it saves")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "lengths and ids are bounded by the headers they come from; a checked conversion would add branches"
+)]
 #![expect(unsafe_code, reason = "BPF programs read packets through raw pointers; each block states its bound")]
 
 mod datagram;
@@ -21,7 +28,8 @@ use aya_ebpf::{macros::xdp, programs::XdpContext};
 
 /// The XDP entry point.
 #[xdp]
-pub fn load_balancer(ctx: XdpContext) -> u32 {
+#[expect(clippy::needless_pass_by_value, reason = "the macro hands the context over")]
+fn load_balancer(ctx: XdpContext) -> u32 {
     path::run(&ctx)
 }
 

@@ -14,27 +14,27 @@ use lb_ebpf::{
 
 /// The one table of VIPs, swapped whole.
 #[btf_map]
-pub static VIPS: ArrayOfMaps<Array<VipTable, 1>, 1> = ArrayOfMaps::new();
+pub(crate) static VIPS: ArrayOfMaps<Array<VipTable, 1>, 1> = ArrayOfMaps::new();
 
 /// The rings, each swapped whole.
 #[btf_map]
-pub static RINGS: ArrayOfMaps<Array<Ring, 1>, MAX_RINGS> = ArrayOfMaps::new();
+pub(crate) static RINGS: ArrayOfMaps<Array<Ring, 1>, MAX_RINGS> = ArrayOfMaps::new();
 
 /// The reals; index 0 is none.
 #[btf_map]
-pub static REALS: Array<RealEntry, MAX_REALS> = Array::new();
+pub(crate) static REALS: Array<RealEntry, MAX_REALS> = Array::new();
 
 /// The tracked flows.
 #[btf_map]
-pub static FLOWS: LruHashMap<FlowKey, Flow, MAX_FLOWS> = LruHashMap::new();
+pub(crate) static FLOWS: LruHashMap<FlowKey, Flow, MAX_FLOWS> = LruHashMap::new();
 
 /// Counters of reasons, flow events, VIPs and reals.
 #[btf_map]
-pub static COUNTS: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
+pub(crate) static COUNTS: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
 
 /// Adds one packet of `bytes` to a counter of this CPU.
 #[inline(always)]
-pub fn count(index: u32, bytes: u64) {
+pub(crate) fn count(index: u32, bytes: u64) {
     if let Some(counter) = COUNTS.get_ptr_mut(index) {
         // SAFETY: this CPU's own entry; a program is not preempted by itself on one CPU.
         let counter = unsafe { &mut *counter };

@@ -17,9 +17,9 @@ use lb_ebpf::{
 };
 
 /// A reason and, for a redirect, the interface.
-pub struct Verdict {
-    pub reason: Reason,
-    pub ifindex: u32,
+pub(crate) struct Verdict {
+    pub(crate) reason: Reason,
+    pub(crate) ifindex: u32,
 }
 
 impl From<Reason> for Verdict {
@@ -31,7 +31,7 @@ impl From<Reason> for Verdict {
 
 /// Balances one packet, counts its reason and returns the XDP action.
 #[inline(always)]
-pub fn run(ctx: &XdpContext) -> u32 {
+pub(crate) fn run(ctx: &XdpContext) -> u32 {
     let frame = Frame::of(ctx);
     let bytes = frame.len();
     let verdict = balance(ctx, frame);
@@ -86,6 +86,7 @@ fn service<'a>(vips: &'a VipTable, datagram: &Datagram) -> Option<&'a VipEntry> 
 }
 
 #[inline(always)]
+#[expect(clippy::indexing_slicing, reason = "a slot's index is below the ring's size by construction")]
 fn forward(ctx: &XdpContext, vips: &VipTable, vip: &VipEntry, datagram: &Datagram, bytes: u64) -> Verdict {
     count(vip_index(vip.vip), bytes);
     let Datagram { source, destination, ports, protocol, .. } = *datagram;
