@@ -115,7 +115,7 @@ pub struct CheckStatus {
     pub since: SystemTime,
     /// When a probe was last sent; `None`: has not run yet.
     pub last_run: Option<SystemTime>,
-    /// From the last answered probe to its answer.
+    /// From the last probe that has a result to its answer; `None`: it had none.
     pub rtt: Option<Duration>,
     /// Passes in a row up to now.
     pub rise: u32,

@@ -67,7 +67,7 @@ pub struct Subject {
     pub since: Monotonic,
     /// When a probe was last sent.
     pub last_run: Option<Monotonic>,
-    /// The last answered probe's round-trip time.
+    /// From the last probe that has a result to its answer; `None`: it had none.
     pub rtt: Option<Duration>,
     /// When the next probe goes out; `None`: only on demand.
     pub next_at: Option<Monotonic>,
@@ -160,7 +160,7 @@ impl Subject {
         let from = self.machine.state;
         self.machine = self.machine.step(finding.event, self.limits());
         let to = self.machine.state;
-        self.rtt = finding.rtt.or(self.rtt);
+        self.rtt = finding.rtt;
         match finding.event {
             Event::Pass => self.detail = self.detail.filter(|_| to != State::Up),
             Event::Fail(_) => self.detail = finding.detail,

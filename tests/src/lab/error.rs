@@ -81,6 +81,9 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
+    /// A client that has no socket or port to make its requests from.
+    #[error("opening a socket for a request: {0}")]
+    Socket(#[source] io::Error),
     /// A capture file that is not one.
     #[error("reading the capture {object}: {source}")]
     Capture {

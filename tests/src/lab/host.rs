@@ -1,13 +1,19 @@
 //! A host of the lab: a network namespace, an address and a directory for its files.
 
 use std::{
-    fs,
+    fs::{self, File},
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use super::{error::Result, nginx::Nginx, process};
+use nix::sched::{CloneFlags, setns};
+
+use super::{
+    error::{Result, file},
+    nginx::Nginx,
+    process,
+};
 
 /// One host. Its uplink is called `eth0`, save on the router, whose links are called `to-HOST`.
 #[derive(Debug, Clone)]
@@ -57,6 +63,16 @@ impl Host {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.mount().display())).arg(program);
         command
+    }
+
+    /// Moves the calling thread, and no other, onto this host: its sockets are this host's from now on.
+    ///
+    /// # Errors
+    /// [`Error::File`](super::Error::File), for example if the lab is down.
+    pub fn enter(&self) -> Result<()> {
+        let namespace = File::open(self.mount()).map_err(file("opening", self.mount()))?;
+        let entered = setns(namespace, CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from);
+        entered.map_err(file("entering", self.mount()))
     }
 
     /// Runs a command line, split at spaces, to its end and returns its standard output.

@@ -14,6 +14,7 @@
 mod capture;
 mod error;
 mod host;
+mod load;
 mod nginx;
 pub mod packet;
 mod process;
@@ -33,6 +34,7 @@ pub use self::{
     capture::Capture,
     error::{Error, Result},
     host::Host,
+    load::{Load, LoadConfig, Request},
     nginx::{BIG_LEN, Nginx},
     packet::{Body, Datagram, Packet, Payload, TcpFlags},
     process::{Running, run, wait_until as wait_for},
