@@ -6,7 +6,11 @@ use lbd::{
     daemon::{self, Options},
     data_plane::Mode,
 };
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 /// Balances traffic to VIPs over real servers: XDP, DSR inside IPIP, health checked through the tunnel.
 #[derive(Parser)]
@@ -54,7 +58,7 @@ struct Run {
 async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(run) => start(run).await,
-        Command::Check { config } => Config::load(&config).map(drop).map_err(|error| error.to_string()),
+        Command::Check { config } => check(&config),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -63,6 +67,13 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn check(path: &Path) -> Result<(), String> {
+    let config = Config::load(path).map_err(|error| error.to_string())?;
+    let reals: usize = config.vips().iter().map(|vip| vip.reals().len()).sum();
+    println!("{}: valid; VIPs: {}, reals: {reals}", path.display(), config.vips().len());
+    Ok(())
 }
 
 async fn start(run: Run) -> Result<(), String> {
