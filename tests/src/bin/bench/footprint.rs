@@ -46,6 +46,7 @@ impl Footprint {
 fn map_bytes(id: u32) -> Result<u64> {
     let fd = MapInfo::from_id(id)?.fd()?;
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd()))?;
-    let memory = info.lines().find_map(|line| line.strip_prefix("memlock:")).context("the kernel tells no map's size")?;
+    let memory =
+        info.lines().find_map(|line| line.strip_prefix("memlock:")).context("the kernel tells no map's size")?;
     Ok(memory.trim().parse()?)
 }

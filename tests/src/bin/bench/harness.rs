@@ -170,10 +170,7 @@ impl Harness {
 impl Counts {
     fn since(&self, before: &Self) -> Self {
         let difference = |now: &[u64], then: &[u64]| now.iter().zip(then).map(|(now, then)| now - then).collect();
-        Self {
-            reasons: difference(&self.reasons, &before.reasons),
-            events: difference(&self.events, &before.events),
-        }
+        Self { reasons: difference(&self.reasons, &before.reasons), events: difference(&self.events, &before.events) }
     }
 
     fn reason(&self, reason: Reason) -> u64 {

@@ -138,7 +138,9 @@ impl Results {
         let Footprint { program_bytes, verified_instructions, map_bytes, vip_table_bytes, ring_bytes } = self.footprint;
         let verified = verified_instructions.map_or("unknown".to_owned(), |number| number.to_string());
         println!("program {program_bytes} B of machine code, {verified} instructions verified");
-        println!("maps {map_bytes} B before the first VIP; table of VIPs {vip_table_bytes} B, each ring {ring_bytes} B");
+        println!(
+            "maps {map_bytes} B before the first VIP; table of VIPs {vip_table_bytes} B, each ring {ring_bytes} B"
+        );
     }
 }
 
