@@ -62,9 +62,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     let machine = Machine::here()?;
     println!("{machine}");
     let wanted = |subject| arguments.subject.is_none_or(|only| only == subject);
-    let (packets, checks) = match arguments.smoke {
-        true => (packet::Plan::SMOKE, prober::Plan::SMOKE),
-        false => (packet::Plan::FULL, prober::Plan::FULL),
+    let (packets, checks) = if arguments.smoke {
+        (packet::Plan::SMOKE, prober::Plan::SMOKE)
+    } else {
+        (packet::Plan::FULL, prober::Plan::FULL)
     };
     let packet = wanted(Subject::Packet).then(|| packet::measure(packets)).transpose()?;
     packet.iter().for_each(packet::Results::print);

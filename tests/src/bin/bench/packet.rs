@@ -132,7 +132,7 @@ impl Results {
             let ns = [row.min_ns, row.median_ns, row.max_ns].map(|ns| format!("{ns:.1}"));
             let ratio = format!("{:.2}", row.median_ns / row.floor_tx_ns);
             let shares = [row.hits, row.inserts].map(|share| format!("{:.1} %", share * 100.0));
-            table.add_row([&[row.name()], &ns[..], &[ratio], &shares[..]].concat());
+            table.add_row([&[row.row.to_owned()], &ns[..], &[ratio], &shares[..]].concat());
         }
         println!("{table}");
         let Footprint { program_bytes, verified_instructions, map_bytes, vip_table_bytes, ring_bytes } = self.footprint;
@@ -141,11 +141,5 @@ impl Results {
         println!(
             "maps {map_bytes} B before the first VIP; table of VIPs {vip_table_bytes} B, each ring {ring_bytes} B"
         );
-    }
-}
-
-impl RowResult {
-    fn name(&self) -> String {
-        self.row.to_owned()
     }
 }
