@@ -66,7 +66,13 @@ struct RowResult {
 /// The kernel refuses, or a row's counters contradict it.
 pub(crate) fn measure(plan: Plan) -> Result<Results> {
     let _pinned = Pinned::to_last_cpu()?;
-    let rounds: Vec<_> = ROWS.iter().map(|row| Ok((row, rounds(row, plan)?))).collect::<Result<_>>()?;
+    let mut rounds: Vec<_> = ROWS.iter().map(|row| (row, Vec::new())).collect();
+    // Row by row within a load: what else the machine does meanwhile then falls on all rows alike.
+    for _ in 0..plan.loads {
+        for (row, rounds) in &mut rounds {
+            rounds.extend(measure_load(row, plan)?);
+        }
+    }
     let floor = |timed| {
         let floor = rounds.iter().find(|(row, _)| row.timed == timed);
         floor.map_or(0.0, |(_, rounds)| nanoseconds(rounds).median())
@@ -76,21 +82,15 @@ pub(crate) fn measure(plan: Plan) -> Result<Results> {
     Ok(Results { rows, footprint: Footprint::measure()?, plan })
 }
 
-fn rounds(row: &Row, plan: Plan) -> Result<Vec<Round>> {
-    let mut rounds = Vec::new();
-    for _ in 0..plan.loads {
-        let mut harness = Harness::load(row)?;
-        harness.visit(1)?;
-        harness.run(match row.flows {
-            Flows::Live(flows) => flows.max(WARM_UP),
-            Flows::New => WARM_UP,
-        })?;
-        harness.visit(STRIDE)?;
-        for _ in 0..plan.rounds_per_load {
-            rounds.push(harness.run(plan.packets_per_round)?);
-        }
-    }
-    Ok(rounds)
+fn measure_load(row: &Row, plan: Plan) -> Result<Vec<Round>> {
+    let mut harness = Harness::load(row)?;
+    harness.visit(1)?;
+    harness.run(match row.flows {
+        Flows::Live(flows) => flows.max(WARM_UP),
+        Flows::New => WARM_UP,
+    })?;
+    harness.visit(STRIDE)?;
+    (0..plan.rounds_per_load).map(|_| harness.run(plan.packets_per_round)).collect()
 }
 
 fn nanoseconds(rounds: &[Round]) -> Sample {
