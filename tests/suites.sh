@@ -2,7 +2,7 @@
 # The suites of ./run test, which sources this. Each is a function: it succeeds or fails, and its output holds the lines
 # `test result: …` that are counted. A suite that ran nothing has failed.
 
-suites=(fmt clippy clippy_bpf doc deny symbols unit packet namespace vm fuzz)
+suites=(fmt clippy clippy_bpf doc deny symbols unit packet namespace bench vm fuzz)
 declare -A about=(
     [fmt]="rustfmt has nothing to change"
     [clippy]="no lint on the host's code"
@@ -13,6 +13,7 @@ declare -A about=(
     [unit]="unit, property and documentation tests"
     [packet]="packets through the real BPF programs"
     [namespace]="end to end, in network namespaces (root)"
+    [bench]="every bench runs, briefly, and its counters agree (root)"
     [vm]="on Debian's stock kernel, in a VM"
     [fuzz]="each fuzz target for a while"
 )
@@ -44,7 +45,7 @@ list_suites() {
 prepare_tests() { # SUITE…
     prepare_build
     case " $* " in *" deny "*) cargo_tool cargo-deny 0.20.2 ;; esac
-    case " $* " in *" packet "* | *" namespace "*) prepare_lab ;; esac
+    case " $* " in *" packet "* | *" namespace "* | *" bench "*) prepare_lab ;; esac
     case " $* " in *" symbols "* | *" vm "* | *" fuzz "*) need "${test_needs[@]}" ;; esac
 }
 
@@ -129,6 +130,14 @@ suite_unit() {
 }
 suite_packet() { integration packet; }
 suite_namespace() { integration namespace; }
+suite_bench() {
+    local subject failed=0
+    cargo build --locked --workspace --bins || return
+    for subject in packet prober; do
+        check "bench $subject" target/debug/bench "$subject" --smoke || failed=1
+    done
+    return $failed
+}
 suite_vm() { integration vm; }
 suite_fuzz() {
     local seconds=5

@@ -34,3 +34,8 @@ object!(
     XDP_PASS,
     "xdp_pass"
 );
+object!(
+    /// The load balancer's path under a harness, only for benches: `src/bin/bench_packet/main.rs`.
+    BENCH_PACKET,
+    "bench_packet"
+);

@@ -1,0 +1,81 @@
+//! `bench`: what a packet costs in the load balancer, and how many checks a second the prober makes.
+//! How it measures is in docs/bench.md.
+
+mod footprint;
+mod harness;
+mod machine;
+mod packet;
+mod prober;
+mod rows;
+mod sample;
+
+use std::{fs::File, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, ValueEnum};
+use machine::Machine;
+use serde::Serialize;
+
+/// Measures the load balancer's packet path and the prober, and fails if what ran is not what was to be measured.
+#[derive(Parser)]
+#[command(name = "bench", version)]
+struct Arguments {
+    /// Only this one
+    subject: Option<Subject>,
+    /// Only so much that every bench runs and is checked: the numbers mean nothing
+    #[arg(long)]
+    smoke: bool,
+    /// Write the results to this file as well
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Subject {
+    /// Nanoseconds a packet
+    Packet,
+    /// Checks a second
+    Prober,
+}
+
+/// All that was found.
+#[derive(Serialize)]
+struct Results {
+    machine: Machine,
+    #[serde(flatten)]
+    packet: Option<packet::Results>,
+    #[serde(flatten)]
+    prober: Option<prober::Results>,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let machine = Machine::here()?;
+    println!("{machine}");
+    let wanted = |subject| arguments.subject.is_none_or(|only| only == subject);
+    let (packets, checks) = if arguments.smoke {
+        (packet::Plan::SMOKE, prober::Plan::SMOKE)
+    } else {
+        (packet::Plan::FULL, prober::Plan::FULL)
+    };
+    let packet = wanted(Subject::Packet).then(|| packet::measure(packets)).transpose()?;
+    packet.iter().for_each(packet::Results::print);
+    let prober = wanted(Subject::Prober).then(|| prober::measure(checks)).transpose()?;
+    prober.iter().for_each(prober::Results::print);
+    write(arguments, &Results { machine, packet, prober })
+}
+
+fn write(arguments: &Arguments, results: &Results) -> Result<()> {
+    let Some(path) = &arguments.json else { return Ok(()) };
+    let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+    serde_json::to_writer_pretty(file, results).with_context(|| format!("writing {}", path.display()))
+}
