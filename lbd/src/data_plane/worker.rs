@@ -12,6 +12,9 @@ use lb_ebpf::{
 use std::{path::PathBuf, sync::mpsc, thread};
 use tokio::sync::oneshot;
 
+/// Reading a map hands its value over on the stack, several times in a debug build: a table of VIPs has 128 KiB.
+const STACK: usize = 8 << 20;
+
 /// What the worker is asked to do.
 enum Job {
     Real(RealId, RealEntry),
@@ -65,7 +68,7 @@ impl Worker {
             }
             Err(error) => drop(started.send(Err(error))),
         };
-        let thread = thread::Builder::new().name("data-plane".into()).spawn(body);
+        let thread = thread::Builder::new().name("data-plane".into()).stack_size(STACK).spawn(body);
         thread.map_err(Error::new("start", "the data plane's thread"))?;
         let inheritance = outcome.recv().map_err(Error::new("start", "the data plane's thread"))??;
         Ok((Self { jobs }, inheritance))
