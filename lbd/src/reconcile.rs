@@ -373,3 +373,7 @@ fn first_verdict_within(vip: &Vip) -> Duration {
     let probes = u32::from(timing.rise) + u32::from(timing.fall);
     timing.interval * 2 + timing.fast_interval * probes + timing.timeout
 }
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;

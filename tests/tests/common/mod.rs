@@ -171,7 +171,7 @@ impl Requests {
     pub(crate) fn wait_for_more(&self, number: usize) {
         let wanted = self.done.load(Ordering::Relaxed) + number;
         let enough = || Ok((self.done.load(Ordering::Relaxed) >= wanted).then_some(()));
-        wait_for("requests to end", Duration::from_secs(60), enough).unwrap();
+        wait_for("requests to end", Duration::from_mins(1), enough).unwrap();
     }
 
     /// All that were sent.
