@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::Parser;
-use cli::{CheckArgs, Cli, Command, Exit, Output};
+use cli::{CheckArgs, Cli, Command, Exit, ExitCodes, Output};
 use hc_prober::{
     CheckKey, Kind, Settings,
     session::{Session, Summary},
@@ -21,8 +21,11 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            // Never a code that means a result; help and version were asked for.
-            return if error.use_stderr() { ExitCode::from(3) } else { ExitCode::SUCCESS };
+            if !error.use_stderr() {
+                // Help and version were asked for.
+                return ExitCode::SUCCESS;
+            }
+            return ExitCodes::of_unparsed(std::env::args_os()).code(Exit::Unknown);
         }
     };
     let Command::Check(args) = cli.command;

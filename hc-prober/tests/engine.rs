@@ -209,6 +209,25 @@ fn tcp_reset_counts_at_once_and_makes_soft_down() {
 }
 
 #[test]
+fn soft_down_that_falls_silent_is_told_as_hard_down() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    bench.up();
+    let down = |bench: &Bench, severity| bench.state() == State::Down(severity);
+    while !down(&bench, Severity::Soft) {
+        let probe = bench.probe();
+        bench.receive(&reset(&probe, probe.sequence.wrapping_add(1)));
+    }
+    let start = bench.now;
+    bench.out.transitions.clear();
+    bench.until(|bench| down(bench, Severity::Hard));
+    let [(_, change)] = &bench.out.transitions[..] else { panic!("{:?}", bench.out.transitions) };
+    assert_eq!((change.from, change.to), (State::Down(Severity::Soft), State::Down(Severity::Hard)));
+    assert_eq!(change.reason, Reason::Timeout);
+    let bound = TIMING.interval.mul_f64(1.1) * 3 + TIMING.timeout;
+    assert!(bench.now.since(start) <= bound, "{:?}", bench.now.since(start));
+}
+
+#[test]
 fn silence_is_detected_within_fall_probes_and_one_timeout() {
     let mut bench = Bench::new(Kind::Tcp { port: 80 });
     bench.up();

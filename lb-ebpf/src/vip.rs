@@ -35,10 +35,25 @@ impl VipKey {
     }
 
     /// The address, as it lies in the packet.
+    #[must_use]
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the low 32 bits are the address")]
-    const fn address(self) -> u32 {
+    pub const fn address(self) -> u32 {
         self.0 as u32
+    }
+
+    /// The port in network byte order; 0: all ports.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "bits 32 to 47 are the port")]
+    pub const fn port(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    /// The protocol's number, or [`ANY_PROTOCOL`].
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "bits 48 to 55 are the protocol")]
+    pub const fn protocol(self) -> u8 {
+        (self.0 >> 48) as u8
     }
 
     #[inline(always)]
@@ -114,6 +129,11 @@ impl VipTable {
         self.bitmap.get(word).is_some_and(|word| word & bit != 0)
     }
 
+    /// All entries, those of mere addresses included.
+    pub fn entries(&self) -> impl Iterator<Item = &VipEntry> {
+        self.buckets.iter().flatten().filter(|entry| entry.key != VipKey(0))
+    }
+
     /// The entry of a key.
     #[must_use]
     #[inline(always)]
@@ -162,6 +182,9 @@ mod tests {
             assert!(table.find(VipKey::new(address(n), 81, 6)).is_none());
             assert!(table.find(VipKey::new(address(n), 80, 17)).is_none());
         }
+        assert_eq!(table.entries().count(), 200);
+        let read_back = |e: &VipEntry| VipKey::new(e.key.address(), e.key.port(), e.key.protocol()) == e.key;
+        assert!(table.entries().all(read_back));
         assert!(table.find(VipKey::new(address(201), 80, 6)).is_none());
     }
 

@@ -99,7 +99,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("listen for SIGINT"))?;
     let mut changes = nexthop::watch().map_err(io("watch the neighbour table"))?;
     let resolver = Resolver::new().map_err(io("open netlink"))?;
-    let (worker, known) = Worker::start(options.bpffs.clone())?;
+    let (worker, inheritance) = Worker::start(options.bpffs.clone())?;
     let mut settings = Settings::new(config.node().interfaces().to_vec()).map_err(io("draw the prober's secret"))?;
     settings.outer_source = config.node().outer_source();
     let (prober, mut transitions) = Prober::start(settings)?;
@@ -107,7 +107,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let api = tokio::spawn(server.serve(requests, async move { drop(stopped.await) }));
 
-    let (core, ops) = Core::start(config, known, Instant::now());
+    let (core, ops) = Core::start(config, inheritance, Instant::now());
     let now = Timestamp::now();
     let (wanted, unresolved) = (Vec::new(), Vec::new());
     let (revision, last_reload_error) = (1, None);

@@ -40,7 +40,7 @@ struct Run {
     /// The socket that lbctl speaks to.
     #[arg(long, value_name = "PATH", default_value = lbd::cli::DEFAULT_SOCKET)]
     socket: PathBuf,
-    /// Where the daemon keeps what outlives it. Nothing does yet; created if it is not there.
+    /// For state that is to outlive the host; nothing is kept there yet. Created if it is not there.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/lbd")]
     state_dir: PathBuf,
     /// Where links and maps are pinned, on a BPF file system.

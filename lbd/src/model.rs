@@ -161,7 +161,7 @@ pub struct VipRow {
     pub digest: String,
     /// Packets forwarded.
     pub packets: u64,
-    /// Bytes of those packets, as they came in, from the IP header on.
+    /// Bytes of those packets as they came in, from the Ethernet header on.
     pub bytes: u64,
     /// Until when flows are tracked because of a change of the ring; absent in the steady state.
     pub window_open_until: Option<Timestamp>,
@@ -248,7 +248,7 @@ pub struct VipStats {
     pub port: u16,
     /// Packets forwarded.
     pub packets: u64,
-    /// Bytes of those packets, as they came in, from the IP header on.
+    /// Bytes of those packets as they came in, from the Ethernet header on.
     pub bytes: u64,
 }
 
@@ -259,7 +259,7 @@ pub struct RealStats {
     pub real: IpAddr,
     /// Packets sent to it.
     pub packets: u64,
-    /// Bytes of those packets before encapsulation, from the IP header on.
+    /// Bytes of those packets as they came in, before encapsulation, from the Ethernet header on.
     pub bytes: u64,
 }
 

@@ -11,6 +11,7 @@ use crate::{
 };
 use hc_prober::{Check, CheckKey, State, Timing};
 use lb_ebpf::{
+    hash::HashKey,
     real::{self, MAX_REALS, RealEntry, SERVES_TCP, SERVES_UDP},
     ring::{RealId, Ring as RingWords},
     vip::{MAX_VIPS, VipTable},
@@ -60,6 +61,19 @@ pub enum Phase {
     Running,
 }
 
+/// What packets still meet: the work of an earlier daemon. Empty if there was none.
+#[derive(Clone, Debug, Default)]
+pub struct Inheritance {
+    /// The reals in the map that both daemons use.
+    pub reals: BTreeMap<RealId, RealEntry>,
+    /// Key of the hash that gives a flow its slot.
+    pub hash_key: HashKey,
+    /// The VIPs and the index of each.
+    pub vips: BTreeMap<VipKey, u16>,
+    /// The rings by the index of their VIP.
+    pub rings: BTreeMap<u16, Box<RingWords>>,
+}
+
 /// The state of everything.
 #[derive(Clone, Debug)]
 pub struct Core {
@@ -69,29 +83,41 @@ pub struct Core {
     hops: BTreeMap<IpAddr, NextHop>,
     vips: Ids<VipKey>,
     written: BTreeMap<RealId, RealEntry>,
+    /// The last verdict of each configured check.
+    verdicts: BTreeMap<CheckKey, State>,
     phase: Phase,
     /// Flows of an earlier daemon may be in the map.
     adopted: bool,
+    /// Until the first configuration has taken them over.
+    inherited_rings: BTreeMap<u16, Box<RingWords>>,
 }
 
 impl Core {
-    /// Takes the first configuration. `known` are the reals of an earlier daemon whose maps live on.
+    /// Takes the first configuration and goes on where an earlier daemon stopped: reals and VIPs keep their indexes,
+    /// reals that took new flows take them until their checks say otherwise, and flows keep their reals.
     #[must_use]
-    pub fn start(config: Config, known: BTreeMap<IpAddr, RealId>, now: Instant) -> (Self, Vec<Op>) {
+    pub fn start(config: Config, inheritance: Inheritance, now: Instant) -> (Self, Vec<Op>) {
         let last_real = u16::try_from(MAX_REALS - 1).unwrap_or(u16::MAX);
         let last_vip = u16::try_from(MAX_VIPS - 1).unwrap_or(u16::MAX);
+        let same_slots = inheritance.hash_key == HashKey::from_seed(config.node().seed());
+        let address = |(&id, entry): (&RealId, &RealEntry)| Some((IpAddr::V4(entry.address()?), id));
+        let holders = inheritance.reals.iter().filter_map(address).collect();
         let patience = config.vips().iter().map(first_verdict_within).max().unwrap_or_default();
         let mut core = Self {
             config: config.clone(),
             services: BTreeMap::new(),
-            adopted: !known.is_empty(),
-            reals: Ids::new(1..=last_real, known),
+            adopted: !inheritance.reals.is_empty(),
+            reals: Ids::new(1..=last_real, holders),
             hops: BTreeMap::new(),
-            vips: Ids::new(0..=last_vip, BTreeMap::new()),
-            written: BTreeMap::new(),
+            vips: Ids::new(0..=last_vip, inheritance.vips),
+            written: inheritance.reals,
+            verdicts: BTreeMap::new(),
             phase: Phase::Starting(now + patience),
+            // With another seed a flow has another slot.
+            inherited_rings: if same_slots { inheritance.rings } else { BTreeMap::new() },
         };
         let ops = core.apply(Event::Configured(config), now);
+        core.inherited_rings.clear();
         (core, ops)
     }
 
@@ -100,10 +126,7 @@ impl Core {
         let mut ops = match event {
             Event::Configured(config) => self.configure(config, now),
             Event::Verdict(key, state) => self.verdict(&key, state, now),
-            Event::NextHops(hops) => {
-                self.hops.extend(hops.into_iter().map(|(real, hop)| (IpAddr::V4(real), hop)));
-                self.write_reals()
-            }
+            Event::NextHops(hops) => self.next_hops(hops),
             Event::Tick => self.close_windows(now),
         };
         ops.extend(self.finish_start(now));
@@ -113,21 +136,31 @@ impl Core {
     fn configure(&mut self, config: Config, now: Instant) -> Vec<Op> {
         self.services.retain(|key, _| config.vip(key).is_some());
         self.vips.retain(|key| config.vip(key).is_some());
+        let checks = checks(&config);
+        // The prober begins a check that was left out for a while from scratch.
+        self.verdicts.retain(|key, _| checks.iter().any(|check| check.key == *key));
+        let orphans = self.orphans();
         let mut rings = Vec::new();
         for vip in config.vips() {
-            rings.extend(self.configure_vip(vip, &config, now));
+            rings.extend(self.configure_vip(vip, &config, &orphans, now));
         }
         self.config = config;
         let mut ops = self.write_reals();
         ops.extend(rings);
         ops.push(Op::Vips(self.vip_table()));
-        ops.push(Op::Checks(self.checks()));
+        ops.push(Op::Checks(checks));
         ops.push(Op::Resolve(self.reals.iter().filter_map(|(real, _)| ipv4(*real)).collect()));
         ops
     }
 
     /// Numbers are bounded by the configuration's limits; what finds no index all the same is left out.
-    fn configure_vip(&mut self, vip: &Vip, config: &Config, now: Instant) -> Option<Op> {
+    fn configure_vip(
+        &mut self,
+        vip: &Vip,
+        config: &Config,
+        orphans: &BTreeMap<IpAddr, Serves>,
+        now: Instant,
+    ) -> Option<Op> {
         for real in vip.reals() {
             self.reals.take(&real.address);
         }
@@ -135,18 +168,30 @@ impl Core {
         let is_new = !self.services.contains_key(&vip.key());
         let keep_last = vip.on_all_down() == crate::config::OnAllDown::Keep;
         let service = self.services.entry(vip.key()).or_insert_with(|| {
-            let ring = Ring::new(config.node().seed(), vip.flow_idle(), keep_last, self.adopted);
+            let (seed, flow_idle) = (config.node().seed(), vip.flow_idle());
+            let ring = match self.inherited_rings.get(&index) {
+                Some(words) => Ring::adopt(seed, flow_idle, keep_last, words, now),
+                None => Ring::new(seed, flow_idle, keep_last, self.adopted),
+            };
             Service::new(vip.clone(), index, ring)
         });
         service.ring.set_policy(vip.flow_idle(), keep_last);
-        service.configure(vip.clone(), |real| self.reals.get(&real));
-        let quiet = is_new || self.phase != Phase::Running;
-        let changed = service.refresh(quiet, now);
+        let reals = &self.reals;
+        service
+            .configure(vip.clone(), |real| Some((reals.get(&real)?, orphans.get(&real).copied().unwrap_or_default())));
+        // A check may be another VIP's already, or that of a real that is back: then its verdict will not come again.
+        for real in vip.reals() {
+            if let Some(&state) = self.verdicts.get(&service.check_key(real.address)) {
+                service.verdict(real.address, state);
+            }
+        }
+        let changed = service.refresh(self.phase != Phase::Running, now);
         (changed || is_new).then(|| Op::Ring(index, service.ring.words()))
     }
 
     fn verdict(&mut self, key: &CheckKey, state: State, now: Instant) -> Vec<Op> {
         let quiet = self.phase != Phase::Running;
+        self.verdicts.insert(key.clone(), state);
         let mut rings = Vec::new();
         for service in self.services.values_mut() {
             if service.check_key(key.real) == *key && service.verdict(key.real, state) && service.refresh(quiet, now) {
@@ -178,14 +223,49 @@ impl Core {
         Some(Op::Attach)
     }
 
+    /// A next hop stays in use while the kernel knows no other. Where a real is sent to from the address that its
+    /// route prefers, its probes must follow that address too.
+    fn next_hops(&mut self, hops: Vec<(Ipv4Addr, NextHop)>) -> Vec<Op> {
+        let routed = self.config.node().outer_source().is_none();
+        let mut moved = false;
+        for (real, hop) in hops {
+            let before = self.hops.insert(real.into(), hop);
+            moved |= before.is_some_and(|before| before.source != hop.source);
+        }
+        let mut ops = self.write_reals();
+        if routed && moved {
+            ops.push(Op::Checks(checks(&self.config)));
+        }
+        ops
+    }
+
+    /// Reals that no VIP knows and the flows that they serve: an earlier daemon's, and those of VIPs that are gone.
+    fn orphans(&self) -> BTreeMap<IpAddr, Serves> {
+        let orphans = self.reals.iter().filter(|(real, _)| self.serves(**real).is_none());
+        orphans.filter_map(|(&real, id)| Some((real, serves_of(self.written.get(&id)?.serves)))).collect()
+    }
+
     /// The reals whose entry is not what the map holds.
     fn write_reals(&mut self) -> Vec<Op> {
         let mut ops = Vec::new();
         for (&address, id) in self.reals.iter() {
             let Some(real) = ipv4(address) else { continue };
+            let known = self.written.get(&id).copied();
+            let serves = match (self.serves(address), known) {
+                (Some(serves), _) => flags_of(serves),
+                (None, known) => known.map_or(0, |entry| entry.serves),
+            };
             let hop = self.hops.get(&address);
-            let source = self.config.node().outer_source().or(hop.map(|h| h.source)).unwrap_or(Ipv4Addr::UNSPECIFIED);
-            let entry = RealEntry::ipip(source, real, hop.map(link_layer).as_ref(), self.serves(address));
+            let source = self.config.node().outer_source();
+            let entry = match (hop, known) {
+                (Some(hop), _) => RealEntry::ipip(source.unwrap_or(hop.source), real, Some(&link_layer(hop)), serves),
+                // An earlier daemon knew the way.
+                (None, Some(mut entry)) => {
+                    entry.serves = serves;
+                    entry
+                }
+                (None, None) => RealEntry::ipip(source.unwrap_or(Ipv4Addr::UNSPECIFIED), real, None, serves),
+            };
             if self.written.insert(id, entry) != Some(entry) {
                 ops.push(Op::Real(id, entry));
             }
@@ -194,32 +274,16 @@ impl Core {
     }
 
     /// A real serves while any of its VIPs says so: a flow of another VIP that is sent to it all the same is
-    /// one that it has, and that would be dead elsewhere too.
-    fn serves(&self, real: IpAddr) -> u32 {
-        self.services.values().map(|s| s.serves(real)).fold(0, |flags, Serves { tcp, udp }| {
-            flags | if tcp { SERVES_TCP } else { 0 } | if udp { SERVES_UDP } else { 0 }
-        })
+    /// one that it has, and that would be dead elsewhere too. `None`: no VIP knows it.
+    fn serves(&self, real: IpAddr) -> Option<Serves> {
+        let said = self.services.values().filter_map(|s| s.serves(real));
+        said.reduce(|a, b| Serves { tcp: a.tcp || b.tcp, udp: a.udp || b.udp })
     }
 
     fn vip_table(&self) -> Box<VipTable> {
         let row = |s: &Service| Row { key: s.config.key(), index: s.index, flow_idle: s.config.flow_idle() };
         let rows: Vec<_> = self.services.values().map(row).collect();
         vip_table::build(&rows, self.config.node().seed(), self.config.node().vip_miss())
-    }
-
-    /// One check a real, VIP, kind and port: identical ones are shared, with the timing of the first VIP.
-    fn checks(&self) -> Vec<Check> {
-        let mut seen = BTreeSet::new();
-        let mut checks = Vec::new();
-        for vip in self.config.vips() {
-            for real in vip.reals() {
-                let key = check_key(vip, real.address);
-                if seen.insert(key.clone()) {
-                    checks.push(Check { key, timing: timing(vip) });
-                }
-            }
-        }
-        checks
     }
 
     /// The configuration in force.
@@ -250,6 +314,29 @@ impl Core {
         let addresses: BTreeMap<RealId, IpAddr> = self.reals().map(|(address, id)| (id, address)).collect();
         service.ring.digest(|id| addresses.get(&id).copied())
     }
+}
+
+/// One check a real, VIP, kind and port: identical ones are shared, with the timing of the first VIP.
+fn checks(config: &Config) -> Vec<Check> {
+    let mut seen = BTreeSet::new();
+    let mut checks = Vec::new();
+    for vip in config.vips() {
+        for real in vip.reals() {
+            let key = check_key(vip, real.address);
+            if seen.insert(key.clone()) {
+                checks.push(Check { key, timing: timing(vip) });
+            }
+        }
+    }
+    checks
+}
+
+fn flags_of(Serves { tcp, udp }: Serves) -> u32 {
+    (if tcp { SERVES_TCP } else { 0 }) | (if udp { SERVES_UDP } else { 0 })
+}
+
+fn serves_of(flags: u32) -> Serves {
+    Serves { tcp: flags & SERVES_TCP != 0, udp: flags & SERVES_UDP != 0 }
 }
 
 fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
@@ -286,3 +373,7 @@ fn first_verdict_within(vip: &Vip) -> Duration {
     let probes = u32::from(timing.rise) + u32::from(timing.fall);
     timing.interval * 2 + timing.fast_interval * probes + timing.timeout
 }
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;

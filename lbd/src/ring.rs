@@ -42,6 +42,8 @@ pub struct Ring {
     all: Vec<RealId>,
     slots: Vec<Entry>,
     window_until: Option<Instant>,
+    /// Packets met it before this daemon came.
+    adopted: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,7 +64,7 @@ impl Ring {
     /// A ring without reals.
     ///
     /// With `keep_last`, the last reals that took new flows go on doing so when none is left. With `lookup`,
-    /// entries of an earlier daemon's flows may live on every slot.
+    /// entries of flows may live on every slot.
     #[must_use]
     pub fn new(seed: [u8; 16], flow_idle: Duration, keep_last: bool, lookup: bool) -> Self {
         Self {
@@ -74,7 +76,30 @@ impl Ring {
             all: vec![0; RING_SLOTS],
             slots: vec![Entry { lookup, ..Entry::default() }; RING_SLOTS],
             window_until: None,
+            adopted: false,
         }
+    }
+
+    /// A ring that goes on where that of an earlier daemon stopped, with the same seed. When its window closes is not
+    /// known, so it is as long again.
+    #[must_use]
+    pub fn adopt(seed: [u8; 16], flow_idle: Duration, keep_last: bool, words: &RingWords, now: Instant) -> Self {
+        let mut ring = Self::new(seed, flow_idle, keep_last, true);
+        ring.adopted = true;
+        for ((slot, all), word) in ring.slots.iter_mut().zip(&mut ring.all).zip(&words.slots) {
+            *slot = Entry { cur: word.cur(), prev: word.prev(), track: word.track(), lookup: true };
+            // Which real the slot would have had with every real up is not known. Whatever it was, a window opens
+            // wherever the new answer is, or may become, another than the one in use.
+            *all = word.cur();
+        }
+        ring.window_until = ring.slots.iter().any(|slot| slot.prev != 0).then(|| now + flow_idle);
+        ring
+    }
+
+    /// The reals that new flows go to.
+    #[must_use]
+    pub fn current(&self) -> BTreeSet<RealId> {
+        self.slots.iter().map(|slot| slot.cur).filter(|id| *id != 0).collect()
     }
 
     /// Takes the policy of a new configuration; an open window keeps its end.
@@ -85,8 +110,10 @@ impl Ring {
 
     /// Brings the ring up to the members' state; true if a slot changed.
     ///
-    /// With `quiet` no window is opened for a changed membership: no packet has met this ring yet.
+    /// With `quiet` no window is opened for a changed membership: no packet has met this ring yet, unless it was
+    /// adopted.
     pub fn update(&mut self, members: &[Member], quiet: bool, now: Instant) -> bool {
+        let quiet = quiet && !self.adopted;
         let basis = sorted(members.iter().filter(|m| m.admitted));
         let taking: Vec<_> = members.iter().filter(|m| m.admitted && m.takes_new && m.candidate.weight > 0).collect();
         let old_all = (basis != self.basis).then(|| {

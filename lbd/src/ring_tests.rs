@@ -113,6 +113,7 @@ enum Step {
     Admit(u8),
     Remove(u8),
     Weigh(u8, u16),
+    Restart,
     Pass(u16),
 }
 
@@ -125,6 +126,7 @@ fn step() -> impl Strategy<Value = Step> {
         real.clone().prop_map(Step::Admit),
         real.clone().prop_map(Step::Remove),
         (real, 1..200_u16).prop_map(|(r, w)| Step::Weigh(r, w)),
+        Just(Step::Restart),
         (1..800_u16).prop_map(Step::Pass),
         (1..800_u16).prop_map(Step::Pass),
     ]
@@ -247,10 +249,27 @@ impl World {
             }
             Step::FailHard(r) => self.health(r, false, false),
             Step::ClosePort(r) => self.health(r, false, true),
+            Step::Restart => self.restart(),
             Step::Recover(r) => self.health(r, true, true),
         }
         let members = self.members.clone();
         self.ring.update(&members, false, self.now);
+    }
+
+    /// The next daemon has the words of the ring, knows a real as up that new flows go to, and admits no other.
+    fn restart(&mut self) {
+        self.ring = Ring::adopt(SEED, IDLE, true, &self.ring.words(), self.now);
+        let in_use = self.ring.current();
+        for member in &mut self.members {
+            let was_up = in_use.contains(&member.candidate.id);
+            member.admitted &= member.takes_new || was_up;
+        }
+        let inherited: Vec<_> = self
+            .members
+            .iter()
+            .map(|m| Member { takes_new: m.takes_new || in_use.contains(&m.candidate.id) && m.admitted, ..*m })
+            .collect();
+        self.ring.update(&inherited, true, self.now);
     }
 
     fn health(&mut self, r: u8, takes_new: bool, serves: bool) {

@@ -16,12 +16,16 @@ pub struct Standing {
     pub id: RealId,
     /// Its weight; that of its last configuration if it was removed.
     pub weight: u16,
-    /// The last verdict of its check.
+    /// The last verdict of its check; that of an earlier daemon until there is one.
     pub state: State,
     /// It has been up since it was configured.
     pub admitted: bool,
     /// It is configured; otherwise it only finishes the flows it has.
     pub configured: bool,
+    /// The flows that it goes on serving.
+    pub serves: Serves,
+    /// Its check has come to a verdict since it was configured.
+    heard: bool,
 }
 
 /// A VIP in service.
@@ -44,19 +48,25 @@ impl Service {
     }
 
     /// Takes a new configuration: members that stay keep what is known of them, those that go keep their flows.
-    pub fn configure(&mut self, config: config::Vip, id_of: impl Fn(IpAddr) -> Option<RealId>) {
-        for standing in self.standings.values_mut() {
-            standing.configured = false;
+    /// `known` gives a real's index and the flows that it serves although no VIP knows it.
+    pub fn configure(&mut self, config: config::Vip, known: impl Fn(IpAddr) -> Option<(RealId, Serves)>) {
+        let wanted: BTreeMap<_, _> = config.reals().iter().map(|real| (real.address, real.weight)).collect();
+        for (address, standing) in &mut self.standings {
+            if !wanted.contains_key(address) {
+                standing.leave();
+            }
         }
-        for real in config.reals() {
-            let Some(id) = id_of(real.address) else { continue };
-            let fresh = Standing { id, weight: 0, state: State::Init, admitted: false, configured: false };
-            let standing = self.standings.entry(real.address).or_insert(fresh);
-            standing.weight = real.weight;
+        let in_use = self.ring.current();
+        for (address, weight) in wanted {
+            let Some((id, serves)) = known(address) else { continue };
+            let standing = self.standings.entry(address).or_insert_with(|| {
+                // Only the ring of an earlier daemon names a real that this one does not know.
+                let up = in_use.contains(&id);
+                let state = if up { State::Up } else { State::Init };
+                Standing { id, weight, state, admitted: up, configured: true, serves, heard: false }
+            });
+            standing.weight = weight;
             standing.configured = true;
-        }
-        for standing in self.standings.values_mut() {
-            standing.admitted &= standing.configured;
         }
         self.config = config;
     }
@@ -69,11 +79,14 @@ impl Service {
 
     /// Takes a verdict on a configured member; true if it changed what is known.
     pub fn verdict(&mut self, real: IpAddr, state: State) -> bool {
-        let Some(standing) = self.standings.get_mut(&real).filter(|s| s.configured && s.state != state) else {
+        let Some(standing) = self.standings.get_mut(&real).filter(|s| s.configured) else { return false };
+        standing.heard = true;
+        if standing.state == state {
             return false;
-        };
+        }
         standing.state = state;
         standing.admitted |= state == State::Up;
+        standing.serves = standing.serves.after(state);
         true
     }
 
@@ -91,13 +104,13 @@ impl Service {
     /// Whether a check of a configured real has not come to a verdict.
     #[must_use]
     pub fn awaits_verdicts(&self) -> bool {
-        self.configured().any(|(_, s)| s.state == State::Init)
+        self.configured().any(|(_, s)| !s.heard)
     }
 
-    /// Whether a real serves flows that it has, as far as this VIP knows.
+    /// The flows that a real goes on serving, as far as this VIP knows it: removed ones finish what they have.
     #[must_use]
-    pub fn serves(&self, real: IpAddr) -> Serves {
-        self.standings.get(&real).map_or(Serves::default(), Standing::serves)
+    pub fn serves(&self, real: IpAddr) -> Option<Serves> {
+        self.standings.get(&real).map(|standing| standing.serves)
     }
 }
 
@@ -110,16 +123,25 @@ pub struct Serves {
     pub udp: bool,
 }
 
-impl Standing {
+impl Serves {
     /// Soft down: the port is closed, but the host still forwards what is established (TCP); to UDP a closed
     /// port is as good as no host.
-    #[must_use]
-    pub fn serves(&self) -> Serves {
-        match self.state {
-            State::Up => Serves { tcp: true, udp: true },
-            State::Down(Severity::Soft) => Serves { tcp: true, udp: false },
-            State::Init | State::Down(Severity::Hard) => Serves::default(),
+    fn after(self, verdict: State) -> Self {
+        match verdict {
+            State::Up => Self { tcp: true, udp: true },
+            State::Down(Severity::Soft) => Self { tcp: true, udp: false },
+            State::Down(Severity::Hard) => Self::default(),
+            // Nothing was learnt yet.
+            State::Init => self,
         }
+    }
+}
+
+impl Standing {
+    /// Removed: nobody checks it any more. When it is configured again it starts like a new one.
+    fn leave(&mut self) {
+        (self.configured, self.admitted) = (false, false);
+        (self.state, self.heard) = (State::Init, false);
     }
 
     fn member(&self, address: IpAddr) -> Member {
@@ -127,7 +149,7 @@ impl Standing {
             candidate: Candidate { id: self.id, address, weight: self.weight },
             admitted: self.admitted,
             takes_new: self.configured && self.state == State::Up,
-            serves: self.serves().tcp,
+            serves: self.serves.tcp,
         }
     }
 }

@@ -6,7 +6,11 @@ use lb_ebpf::{
     net,
     vip::{ANY_PROTOCOL, BucketFull, UNMATCHED_PASS, VipEntry, VipKey as Key, VipTable},
 };
-use std::{net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 /// A VIP and the indexes that the packet path knows it by.
 #[derive(Clone, Copy, Debug)]
@@ -53,10 +57,24 @@ fn fill(table: &mut VipTable, rows: &[Row]) -> Result<(), BucketFull> {
     Ok(())
 }
 
+/// The VIPs of a table and the index of each.
+#[must_use]
+pub fn read(table: &VipTable) -> BTreeMap<VipKey, u16> {
+    let services = table.entries().filter_map(|entry| {
+        let protocol = match entry.key.protocol() {
+            net::TCP => Protocol::Tcp,
+            net::UDP => Protocol::Udp,
+            _ => return None,
+        };
+        let address = Ipv4Addr::from(entry.key.address().to_ne_bytes());
+        Some((VipKey { address: address.into(), protocol, port: u16::from_be(entry.key.port()) }, entry.vip))
+    });
+    services.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
 
     #[test]
     fn build_with_the_most_vips_finds_each() {
@@ -71,5 +89,6 @@ mod tests {
             assert_eq!((found.vip, found.ring, found.flow_idle_ms), (n, n, 900_000));
             assert!(table.find(Key::new(address, 0, ANY_PROTOCOL)).is_some());
         }
+        assert_eq!(read(&table), rows.iter().map(|row| (row.key, row.index)).collect());
     }
 }

@@ -1,12 +1,11 @@
 //! What needs a stock kernel: Debian 12's 6.1 in a VM, whatever the host runs.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::time::Duration;
 
-use anyhow::Context;
-use tests::vm::{Kernel, Output, Vm, VmError};
+use tests::{
+    lab::binary,
+    vm::{Kernel, Output, Vm, VmError},
+};
 
 /// A guest boots in 5 to 15 s under TCG; an unoptimised loader reads the kernel's types in as long again, each time.
 const LIMIT: Duration = Duration::from_mins(5);
@@ -18,7 +17,7 @@ fn stock_kernel_booted_has_ipip_and_loads_every_bpf_program() {
     let guest = Vm::new(kernel.clone()).unwrap().program(env!("CARGO_BIN_EXE_bpf_load_check")).unwrap();
     let output = passed(guest.script(include_str!("../vm/boot.sh"))).unwrap();
     assert!(output.output.contains(kernel.release()));
-    for object in ["load_balancer/", "probe_capture/", "decap/"] {
+    for object in ["load_balancer/", "probe_capture/", "decap/", "xdp_pass/"] {
         assert!(output.output.contains(object), "no program of {object}");
     }
 }
@@ -26,8 +25,8 @@ fn stock_kernel_booted_has_ipip_and_loads_every_bpf_program() {
 #[test]
 fn real_with_stock_ipip_is_provisioned_checked_and_left_as_found() {
     let mut guest = Vm::new(Kernel::debian().unwrap()).unwrap().program(env!("CARGO_BIN_EXE_udp_echo")).unwrap();
-    for program in built(&["realsrv-setup", "hc-prober"]).unwrap() {
-        guest = guest.program(program).unwrap();
+    for program in ["realsrv-setup", "hc-prober"] {
+        guest = guest.program(binary(program).unwrap()).unwrap();
     }
     passed(guest.script(include_str!("../vm/real_ipip.sh"))).unwrap();
 }
@@ -52,14 +51,4 @@ fn passed(guest: Vm) -> Result<Output, VmError> {
     println!("{}", output.output);
     assert_eq!(output.status, 0, "the script failed; the guest's console:\n{}", output.console);
     Ok(output)
-}
-
-/// The binaries of other packages: cargo puts them beside ours, and builds them only when the workspace is built.
-fn built(packages: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
-    let directory = Path::new(env!("CARGO_BIN_EXE_udp_echo")).parent().context("a binary without a directory")?;
-    let paths: Vec<_> = packages.iter().map(|name| directory.join(name)).collect();
-    for path in &paths {
-        anyhow::ensure!(path.is_file(), "{} is missing: cargo build --workspace makes it", path.display());
-    }
-    Ok(paths)
 }

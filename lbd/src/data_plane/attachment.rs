@@ -40,12 +40,14 @@ impl DataPlane {
     /// # Errors
     /// No such interface; somebody else's program is on it; its driver has no XDP and `mode` is native.
     pub fn attach(&mut self, interfaces: &[String], mode: Mode) -> Result<Vec<Attached>, Error> {
+        self.pin_own_maps()?;
         let mut pins = BTreeSet::new();
         let mut attached = Vec::new();
         for interface in interfaces {
             pins.insert(self.attach_one(interface, mode)?);
             attached.push(Attached { interface: interface.clone(), mode });
         }
+        self.replace_own_maps()?;
         self.links()?.iter().filter(|pin| !pins.contains(*pin)).try_for_each(|pin| bpffs::remove(pin))?;
         Ok(attached)
     }

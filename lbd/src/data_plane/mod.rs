@@ -2,6 +2,7 @@
 
 mod attachment;
 mod bpffs;
+mod inheritance;
 mod worker;
 
 pub use attachment::{Attached, Mode};
@@ -12,22 +13,19 @@ use aya::{
     maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray},
     programs::Xdp,
 };
+use inheritance::OWN_MAPS;
 use lb_ebpf::{
     counter::{self, Counter, FlowEvent, Reason},
     objects::LOAD_BALANCER,
-    real::{MAX_REALS, RealEntry},
+    real::RealEntry,
     ring::{RealId, Ring},
     vip::VipTable,
 };
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 const PROGRAM: &str = "load_balancer";
-/// Maps that outlive a daemon whose program stays attached: flows name reals by their index.
-const PINNED_MAPS: [&str; 2] = ["REALS", "FLOWS"];
+/// Maps that a daemon and the next one share: flows name reals by their index, and counters count on.
+const SHARED_MAPS: [&str; 3] = ["REALS", "FLOWS", "COUNTS"];
 
 /// An operation on the data plane that failed: what, on which object, and why.
 #[derive(Debug, thiserror::Error)]
@@ -64,24 +62,31 @@ pub struct DataPlane {
     rings: ArrayOfMaps<MapData, Array<MapData, Ring>>,
     reals: Array<MapData, RealEntry>,
     counts: PerCpuArray<MapData, Counter>,
+    /// The kernel's ids of [`OWN_MAPS`].
+    own_maps: [u32; 2],
     directory: PathBuf,
 }
 
 impl DataPlane {
-    /// Loads the program. Its reals and tracked flows are pinned in `directory` (on a bpffs, which is mounted
-    /// if need be); those that an earlier daemon left there are taken over.
+    /// Loads the program. Its reals, tracked flows and counters are pinned in `directory` (on a bpffs, which is
+    /// mounted if need be); those that an earlier daemon left there are shared with its program until this one
+    /// takes its place.
     ///
     /// # Errors
     /// No privilege, no bpffs, or the kernel refuses the program; the verifier's last words are included.
     pub fn load(directory: &Path) -> Result<Self, Error> {
         bpffs::ensure(directory)?;
         let mut loader = EbpfLoader::new();
-        for map in PINNED_MAPS {
+        for map in SHARED_MAPS {
             loader.map_pin_path(map, directory.join(map));
         }
         let mut ebpf = loader.load(LOAD_BALANCER).map_err(Error::new("load", "the XDP object"))?;
         xdp(&mut ebpf)?.load().map_err(Error::new("load", "the XDP program"))?;
+        let id = |name| map_id(&ebpf, name).map_err(Error::new("find map", name));
+        let [vips, rings] = OWN_MAPS;
+        let own_maps = [id(vips)?, id(rings)?];
         Ok(Self {
+            own_maps,
             vips: take(&mut ebpf, "VIPS")?,
             rings: take(&mut ebpf, "RINGS")?,
             reals: take(&mut ebpf, "REALS")?,
@@ -89,14 +94,6 @@ impl DataPlane {
             ebpf,
             directory: directory.to_owned(),
         })
-    }
-
-    /// The reals in the map, by address: what an earlier daemon left.
-    #[must_use]
-    pub fn known_reals(&self) -> BTreeMap<IpAddr, RealId> {
-        let indexes = 1..u16::try_from(MAX_REALS).unwrap_or(u16::MAX);
-        let address = |id: RealId| self.reals.get(&u32::from(id), 0).ok()?.address();
-        indexes.filter_map(|id| Some((IpAddr::V4(address(id)?), id))).collect()
     }
 
     /// Writes a real.
@@ -172,7 +169,8 @@ impl DataPlane {
 
     /// Takes away the pinned maps: the next daemon starts afresh.
     fn unpin_maps(&self) -> Result<(), Error> {
-        PINNED_MAPS.iter().try_for_each(|map| bpffs::remove(&self.directory.join(map)))
+        SHARED_MAPS.iter().try_for_each(|map| bpffs::remove(&self.directory.join(map)))?;
+        self.unpin_own_maps()
     }
 }
 
@@ -180,6 +178,13 @@ fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, Error> {
     let program = ebpf.program_mut(PROGRAM).ok_or("not in the object");
     let program = program.map_err(Error::new("find", PROGRAM))?;
     program.try_into().map_err(Error::new("use", PROGRAM))
+}
+
+fn map_id(ebpf: &Ebpf, name: &str) -> Result<u32, Box<dyn std::error::Error + Send + Sync>> {
+    match ebpf.map(name) {
+        Some(Map::ArrayOfMaps(map)) => Ok(map.info()?.id()),
+        _ => Err("not in the object".into()),
+    }
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, Error> {

@@ -2,14 +2,18 @@
 //! which is nothing for an async task to wait for.
 
 use super::{Attached, DataPlane, Error, Mode, ProgramInfo};
+use crate::reconcile::Inheritance;
 use lb_ebpf::{
     counter::{Counter, FlowEvent, Reason, real_index, vip_index},
     real::RealEntry,
     ring::{RealId, Ring},
     vip::VipTable,
 };
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::mpsc, thread};
+use std::{path::PathBuf, sync::mpsc, thread};
 use tokio::sync::oneshot;
+
+/// Reading a map hands its value over on the stack, several times in a debug build: a table of VIPs has 128 KiB.
+const STACK: usize = 8 << 20;
 
 /// What the worker is asked to do.
 enum Job {
@@ -49,25 +53,25 @@ pub struct Worker {
 struct Gone;
 
 impl Worker {
-    /// Loads the data plane on a new thread; returns the reals that an earlier daemon left in its maps.
+    /// Loads the data plane on a new thread; returns what an earlier daemon left.
     ///
     /// # Errors
     /// As [`DataPlane::load`].
-    pub fn start(directory: PathBuf) -> Result<(Self, BTreeMap<IpAddr, RealId>), Error> {
+    pub fn start(directory: PathBuf) -> Result<(Self, Inheritance), Error> {
         let (jobs, queue) = mpsc::channel();
         let (started, outcome) = mpsc::channel();
         let body = move || match DataPlane::load(&directory) {
             Ok(data_plane) => {
                 // The starter waits for this; it is there.
-                let _ = started.send(Ok(data_plane.known_reals()));
+                let _ = started.send(Ok(data_plane.inheritance()));
                 run(data_plane, &queue);
             }
             Err(error) => drop(started.send(Err(error))),
         };
-        let thread = thread::Builder::new().name("data-plane".into()).spawn(body);
+        let thread = thread::Builder::new().name("data-plane".into()).stack_size(STACK).spawn(body);
         thread.map_err(Error::new("start", "the data plane's thread"))?;
-        let known = outcome.recv().map_err(Error::new("start", "the data plane's thread"))??;
-        Ok((Self { jobs }, known))
+        let inheritance = outcome.recv().map_err(Error::new("start", "the data plane's thread"))??;
+        Ok((Self { jobs }, inheritance))
     }
 
     /// Writes a real.

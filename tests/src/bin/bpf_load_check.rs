@@ -7,10 +7,11 @@ use aya::{
     Btf, EbpfLoader,
     programs::{Program, ProgramError},
 };
-use lb_ebpf::objects::{DECAP, LOAD_BALANCER, PROBE_CAPTURE};
+use lb_ebpf::objects::{DECAP, LOAD_BALANCER, PROBE_CAPTURE, XDP_PASS};
 
 fn main() -> ExitCode {
-    let objects = [("load_balancer", LOAD_BALANCER), ("probe_capture", PROBE_CAPTURE), ("decap", DECAP)];
+    let objects =
+        [("load_balancer", LOAD_BALANCER), ("probe_capture", PROBE_CAPTURE), ("decap", DECAP), ("xdp_pass", XDP_PASS)];
     // Left to itself the loader reads the kernel's types anew for each object, which takes seconds under emulation.
     let kernel_types = Btf::from_sys_fs().ok();
     let failures: usize = objects.iter().map(|(name, object)| failures_of(name, object, kernel_types.as_ref())).sum();

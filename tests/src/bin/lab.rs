@@ -85,7 +85,7 @@ fn up(config: &LabConfig) -> Result<()> {
         lab.provision().context("provisioning the reals")?;
     }
     if is_built("lbd") {
-        let _pid = lab.start_lbd(&lab.lbd_config("")).map(Running::detach).context("starting lbd")?;
+        let _pid = lab.start_lbd(&lab.lbd_config(""), &[]).map(Running::detach).context("starting lbd")?;
     }
     lab.keep();
     status(&lab)

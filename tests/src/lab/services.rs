@@ -84,31 +84,38 @@ impl Lab {
     /// section `[defaults]`, for example `interval = "500ms"`.
     #[must_use]
     pub fn lbd_config(&self, defaults: &str) -> String {
+        let reals: Vec<_> = (1..=self.reals().len()).map(|number| (number, 100)).collect();
+        self.lbd_config_of(defaults, &reals)
+    }
+
+    /// The same over some reals, each with its number and its weight.
+    #[must_use]
+    pub fn lbd_config_of(&self, defaults: &str, reals: &[(usize, u16)]) -> String {
         let mut config = format!(
             "[node]\ninterface = \"eth0\"\nouter_source = \"{lb}\"\n\n[defaults]\n{defaults}\n\n\
              [[vip]]\naddress = \"{VIP}\"\nprotocol = \"tcp\"\nport = 80\ncheck = {{ kind = \"tcp\" }}\n",
             lb = self.lb().addr(),
         );
-        for real in self.reals() {
+        for (real, weight) in reals.iter().filter_map(|&(number, weight)| Some((self.real(number).ok()?, weight))) {
             // Writing to a String cannot fail.
-            let _ = write!(config, "\n  [[vip.real]]\n  address = \"{}\"\n", real.addr());
+            let _ = write!(config, "\n  [[vip.real]]\n  address = \"{}\"\n  weight = {weight}\n", real.addr());
         }
         config
     }
 
-    /// Starts lbd on the LB with this configuration; when this returns, it answers on its socket. Its output goes to
-    /// the [log](Lbd::log).
+    /// Starts lbd on the LB with this configuration and further options; when this returns, it answers on its socket.
+    /// Its output goes to the [log](Lbd::log).
     ///
     /// # Errors
     /// [`Error::NotBuilt`], what lbd logged if it ended, [`Error::TimedOut`] if it opens no socket.
-    pub fn start_lbd(&self, config: &str) -> Result<Running> {
+    pub fn start_lbd(&self, config: &str, options: &[&str]) -> Result<Running> {
         let paths = self.lbd();
         fs::write(&paths.config, config).map_err(file("writing", &paths.config))?;
         let log = File::options().create(true).append(true).open(&paths.log).map_err(file("opening", &paths.log))?;
         let stderr = log.try_clone().map_err(file("opening", &paths.log))?;
         let mut command = self.lb().command(binary("lbd")?);
         command.args(["run", "--config"]).arg(&paths.config).arg("--socket").arg(&paths.socket);
-        command.arg("--state-dir").arg(&paths.state).arg("--bpffs").arg(&paths.pins);
+        command.arg("--state-dir").arg(&paths.state).arg("--bpffs").arg(&paths.pins).args(options);
         // A group of its own: Ctrl-C at the terminal is not meant for the daemon.
         let mut lbd = Running::start(command.stdout(log).stderr(stderr).process_group(0))?;
         wait_until("lbd to answer on its socket", BOUND, || match lbd.exited()? {

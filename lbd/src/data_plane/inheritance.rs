@@ -1,0 +1,79 @@
+//! What a daemon leaves to the next one, beside the pinned maps that both use: the VIPs and rings that the attached
+//! program goes by. The next daemon reads them; the program it loads gets maps of its own, and until the two programs
+//! change places nothing disturbs the one that packets meet.
+
+use super::{DataPlane, Error, bpffs};
+use crate::{reconcile::Inheritance, vip_table};
+use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError};
+use lb_ebpf::{real::MAX_REALS, ring::Ring, vip::VipTable};
+use std::path::Path;
+
+/// The maps of the attached program that are its own.
+pub(super) const OWN_MAPS: [&str; 2] = ["VIPS", "RINGS"];
+/// Precedes their names while the program is not attached yet.
+const NEW: &str = "new_";
+
+impl DataPlane {
+    /// What an earlier daemon left in this directory; what cannot be read counts as nothing, with a warning.
+    #[must_use]
+    pub fn inheritance(&self) -> Inheritance {
+        let indexes = 1..u16::try_from(MAX_REALS).unwrap_or(u16::MAX);
+        let entry = |id: u16| self.reals.get(&u32::from(id), 0).ok().filter(|entry| entry.address().is_some());
+        let mut inheritance =
+            Inheritance { reals: indexes.filter_map(|id| Some((id, entry(id)?))).collect(), ..Inheritance::default() };
+        match self.read_own_maps(&mut inheritance) {
+            Ok(()) => tracing::info!(vips = inheritance.vips.len(), "taking over from an earlier lbd"),
+            Err(error) if inheritance.reals.is_empty() => tracing::debug!(%error, "nothing to take over"),
+            Err(error) => tracing::warn!(%error, "the rings of an earlier lbd cannot be read; flows may change reals"),
+        }
+        inheritance
+    }
+
+    fn read_own_maps(&self, inheritance: &mut Inheritance) -> Result<(), Error> {
+        let [vips, rings] = OWN_MAPS.map(|name| self.directory.join(name));
+        let table: VipTable = open(&vips)
+            .and_then(|map: ArrayOfMaps<_, Array<MapData, VipTable>>| map.get(&0, 0)?.get(&0, 0))
+            .map_err(Error::new("read", vips.display()))?;
+        let map: ArrayOfMaps<MapData, Array<MapData, Ring>> =
+            open(&rings).map_err(Error::new("read", rings.display()))?;
+        inheritance.hash_key = table.hash_key;
+        inheritance.vips = vip_table::read(&table);
+        for &index in inheritance.vips.values() {
+            let ring = map.get(&u32::from(index), 0).and_then(|inner| inner.get(&0, 0));
+            let ring = ring.map_err(Error::new("read", format!("ring {index}")))?;
+            inheritance.rings.insert(index, Box::new(ring));
+        }
+        Ok(())
+    }
+
+    /// Pins this program's own maps beside those of the one that is attached.
+    pub(super) fn pin_own_maps(&self) -> Result<(), Error> {
+        for (name, id) in OWN_MAPS.iter().zip(self.own_maps) {
+            let pin = self.directory.join(format!("{NEW}{name}"));
+            bpffs::remove(&pin)?;
+            let map = MapData::from_id(id).map_err(Error::new("open map", name))?;
+            map.pin(&pin).map_err(Error::new("pin", pin.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The program is attached: what its predecessor had is nobody's any more.
+    pub(super) fn replace_own_maps(&self) -> Result<(), Error> {
+        OWN_MAPS.iter().try_for_each(|name| {
+            let pin = self.directory.join(format!("{NEW}{name}"));
+            std::fs::rename(&pin, self.directory.join(name)).map_err(Error::new("rename", pin.display()))
+        })
+    }
+
+    /// Leaves nothing to the next daemon.
+    pub(super) fn unpin_own_maps(&self) -> Result<(), Error> {
+        OWN_MAPS.iter().try_for_each(|name| {
+            bpffs::remove(&self.directory.join(name))?;
+            bpffs::remove(&self.directory.join(format!("{NEW}{name}")))
+        })
+    }
+}
+
+fn open<T: TryFrom<Map, Error = MapError>>(pin: &Path) -> Result<T, MapError> {
+    Map::from_map_data(MapData::from_pin(pin)?)?.try_into()
+}
