@@ -87,7 +87,10 @@ impl Service {
     pub(crate) fn wait_for_state(&self, real: usize, state: Health) -> RealRow {
         let what = format!("real{real} to be {state:?}");
         let row = || Ok(self.find_row(real)?.filter(|row| row.state == state));
-        wait_for(&what, Duration::from_secs(5) + DETECTION, row).unwrap()
+        let row = wait_for(&what, Duration::from_secs(5) + DETECTION, row).unwrap();
+        // The data plane does its jobs in order: once it has answered, the ring is what the row says.
+        self.status();
+        row
     }
 
     /// Requests that must all succeed; how many each real answered.
