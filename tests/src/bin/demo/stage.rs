@@ -117,7 +117,7 @@ impl Stage {
             TIMEOUT.as_millis()
         );
         let config = lab.lbd_config(&timing);
-        let lbd = lab.start_lbd(&config).context("starting lbd")?;
+        let lbd = lab.start_lbd(&config, &[]).context("starting lbd")?;
         say::typed("lb", "cat lbd.toml");
         say::output(&config);
         say::typed("lb", "lbd run --config lbd.toml");
