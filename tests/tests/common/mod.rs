@@ -146,11 +146,11 @@ pub(crate) struct Outcome {
     pub(crate) real: Result<usize>,
 }
 
-/// A client that sends one request after the other, each on a connection of its own.
+/// A client that sends one request after the other, each on a connection of its own, until it is dropped.
 pub(crate) struct Requests {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicUsize>,
-    thread: JoinHandle<Vec<Outcome>>,
+    thread: Option<JoinHandle<Vec<Outcome>>>,
 }
 
 impl Requests {
@@ -167,7 +167,7 @@ impl Requests {
             }
             outcomes
         });
-        Self { stop, done, thread }
+        Self { stop, done, thread: Some(thread) }
     }
 
     /// Waits until so many more have ended, well or not.
@@ -178,9 +178,9 @@ impl Requests {
     }
 
     /// All that were sent.
-    pub(crate) fn finish(self) -> Vec<Outcome> {
+    pub(crate) fn finish(mut self) -> Vec<Outcome> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
+        self.thread.take().unwrap().join().unwrap()
     }
 
     /// Requires that all succeeded; says how many there were and how long the slowest took.
@@ -189,6 +189,14 @@ impl Requests {
         let failed: Vec<_> = outcomes.iter().filter(|outcome| outcome.real.is_err()).collect();
         assert!(failed.is_empty(), "{} of {} requests failed: {failed:#?}", failed.len(), outcomes.len());
         println!("{} requests, none failed, the slowest in {:?}", outcomes.len(), slowest(&outcomes));
+    }
+}
+
+impl Drop for Requests {
+    /// A test that fails must not go on sending from a lab that is taken down.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
