@@ -103,7 +103,8 @@ fn parse_inherited_fast_interval_is_cut_to_the_interval() {
 #[test]
 fn load_missing_file_names_the_file() {
     let error = Config::load(Path::new("/nonexistent/lbd.toml")).unwrap_err();
-    assert_eq!(error.to_string(), "cannot read the configuration /nonexistent/lbd.toml");
+    let said = "cannot read the configuration /nonexistent/lbd.toml: No such file or directory (os error 2)";
+    assert_eq!(error.to_string(), said);
 }
 
 macro_rules! refuses {
