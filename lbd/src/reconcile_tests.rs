@@ -2,17 +2,24 @@
 
 use super::*;
 use hc_prober::Severity;
+use lb_ebpf::ring::Slot;
 use std::fmt::Write as _;
 
 const NOW: fn() -> Instant = Instant::now;
 
-/// One VIP a port, each over the reals with these last octets, all checked at port 80.
+/// One TCP VIP a port, each over the reals with these last octets, all checked at port 80.
 fn config(vips: &[(u16, &[u8])], outer_source: bool) -> Config {
+    let vips: Vec<_> = vips.iter().map(|&(port, reals)| ("tcp", port, 80, reals)).collect();
+    config_of(&vips, outer_source)
+}
+
+/// One VIP each of a protocol and a port, checked at the second port.
+fn config_of(vips: &[(&str, u16, u16, &[u8])], outer_source: bool) -> Config {
     let source = if outer_source { "outer_source = \"198.18.221.11\"\n" } else { "" };
     let mut text = format!("[node]\ninterface = \"eth0\"\n{source}");
-    for (port, reals) in vips {
-        writeln!(text, "[[vip]]\naddress = \"198.19.10.1\"\nprotocol = \"tcp\"\nport = {port}").unwrap();
-        text += "check = { kind = \"tcp\", port = 80 }\n";
+    for (protocol, port, check, reals) in vips {
+        writeln!(text, "[[vip]]\naddress = \"198.19.10.1\"\nprotocol = \"{protocol}\"\nport = {port}").unwrap();
+        writeln!(text, "check = {{ kind = \"{protocol}\", port = {check} }}").unwrap();
         for real in *reals {
             writeln!(text, "[[vip.real]]\naddress = \"{}\"", address(*real)).unwrap();
         }
@@ -30,8 +37,23 @@ fn hop(source: u8) -> NextHop {
 }
 
 fn verdict(core: &mut Core, real: u8, state: State) -> Vec<Op> {
-    let key = core.services().next().unwrap().check_key(address(real).into());
+    let port = service(core, None).config.key().port;
+    verdict_on(core, port, real, state)
+}
+
+/// A verdict of the check of a real of the VIP with this port.
+fn verdict_on(core: &mut Core, port: u16, real: u8, state: State) -> Vec<Op> {
+    let key = service(core, Some(port)).check_key(address(real).into());
     core.apply(Event::Verdict(key, state), NOW())
+}
+
+/// The VIP with this port, or the first one.
+fn service(core: &Core, port: Option<u16>) -> &Service {
+    core.services().find(|service| port.is_none_or(|port| service.config.key().port == port)).unwrap()
+}
+
+fn id(core: &Core, real: u8) -> RealId {
+    core.reals.get(&address(real).into()).unwrap()
 }
 
 /// A daemon that is attached, with these verdicts of its reals, and the last ring that it wrote.
@@ -45,7 +67,10 @@ fn running(config: &Config, verdicts: &[(u8, State)]) -> Running {
     let hops = verdicts.iter().map(|(real, _)| (address(*real), hop(11))).collect();
     ops.extend(core.apply(Event::NextHops(hops), NOW()));
     for &(real, state) in verdicts {
-        ops.extend(verdict(&mut core, real, state));
+        let keys: BTreeSet<_> = core.services().map(|s| s.check_key(address(real).into())).collect();
+        for key in keys {
+            ops.extend(core.apply(Event::Verdict(key, state), NOW()));
+        }
     }
     assert_eq!(core.phase(), Phase::Running);
     Running { core, ring: rings(&ops).pop().unwrap() }
@@ -94,25 +119,54 @@ fn start_over_anothers_work_writes_no_real_and_changes_no_answer() {
 }
 
 #[test]
-fn start_with_a_real_down_opens_a_window_where_the_answer_changes() {
+fn start_with_a_real_down_goes_on_with_the_same_ring() {
     let config = config(&[(80, &[1, 2, 3])], true);
-    let dead = {
-        let mut dead = running(&config, &[(1, UP), (2, UP), (3, UP)]);
-        let ops = verdict(&mut dead.core, 2, HARD);
-        Running { ring: rings(&ops).pop().unwrap(), ..dead }
-    };
+    let mut dead = running(&config, &[(1, UP), (2, UP), (3, UP)]);
+    dead.ring = rings(&verdict(&mut dead.core, 2, HARD)).pop().unwrap();
     let (mut core, _) = Core::start(config, left_by(&dead), NOW());
+    let digest = |core: &Core| core.digest(service(core, None));
     for (real, state) in [(1, UP), (2, HARD), (3, UP)] {
         verdict(&mut core, real, state);
+        assert_eq!(digest(&core), digest(&dead.core));
     }
-    let ring = core.services().next().unwrap().ring.words();
-    let moved = ring.slots.iter().zip(&dead.ring.slots).filter(|(new, old)| new.cur() != old.cur());
-    let mut count = 0;
-    for (new, old) in moved {
-        assert!(new.prev() == old.cur() && new.track() && new.lookup());
-        count += 1;
+    let ring = service(&core, None).ring.words();
+    let same = |(new, old): (&Slot, &Slot)| (new.cur(), new.prev(), new.track()) == (old.cur(), 0, old.track());
+    assert!(ring.slots.iter().zip(&dead.ring.slots).all(same));
+    // Its slots are its own again, and flows born meanwhile have entries.
+    verdict(&mut core, 2, UP);
+    verdict(&mut dead.core, 2, UP);
+    assert_eq!(digest(&core), digest(&dead.core));
+    assert_eq!(service(&core, None).ring.window_until(), None);
+}
+
+#[test]
+fn start_with_a_real_that_was_never_up_admits_it_with_a_window() {
+    let config = config(&[(80, &[1, 2])], true);
+    let dead = running(&config, &[(1, UP), (2, HARD)]);
+    let (mut core, _) = Core::start(config, left_by(&dead), NOW());
+    verdict(&mut core, 1, UP);
+    assert_eq!(service(&core, None).ring.window_until(), None);
+    verdict(&mut core, 2, UP);
+    let (one, two) = (id(&core, 1), id(&core, 2));
+    let ring = service(&core, None).ring.words();
+    assert!(ring.slots.iter().any(|slot| slot.cur() == two));
+    assert!(ring.slots.iter().all(|slot| slot.cur() == one || slot.prev() == one));
+}
+
+#[test]
+fn start_with_every_check_failing_keeps_the_ring() {
+    let config = config(&[(80, &[1, 2])], true);
+    let dead = running(&config, &[(1, UP), (2, UP)]);
+    let (mut core, _) = Core::start(config, left_by(&dead), NOW());
+    for (real, state) in [(1, HARD), (2, HARD)] {
+        verdict(&mut core, real, state);
     }
-    assert!(count > 0, "a ring over two reals is not one over three of which one is down");
+    assert_eq!(core.phase(), Phase::Running);
+    let last = service(&core, None).ring.current();
+    assert!(!last.is_empty());
+    verdict(&mut core, 1, UP);
+    verdict(&mut core, 2, UP);
+    assert_eq!(core.digest(service(&core, None)), dead.core.digest(service(&dead.core, None)));
 }
 
 #[test]
@@ -123,7 +177,7 @@ fn start_with_a_closed_port_goes_on_serving_its_flows() {
     let (mut core, ops) = Core::start(config, left_by(&dead), NOW());
     assert!(reals(&ops).is_empty());
     assert_eq!(shares(&core), [(true, 1.0), (false, 0.0)]);
-    assert!(reals(&verdict(&mut core, 2, SOFT)).is_empty(), "it served and serves TCP");
+    assert!(reals(&verdict(&mut core, 2, SOFT)).is_empty(), "it served and serves its connections");
     let ops = verdict(&mut core, 2, HARD);
     assert!(matches!(reals(&ops)[..], [(_, RealEntry { serves: 0, .. })]), "{ops:?}");
 }
@@ -135,10 +189,8 @@ fn start_without_a_real_of_the_last_configuration_leaves_its_flows_to_it() {
     assert!(reals(&ops).is_empty());
     assert!(reals(&verdict(&mut core, 1, UP)).is_empty());
     let ring = core.services().next().unwrap().ring.words();
-    let (one, two) = (core.reals.get(&address(1).into()).unwrap(), core.reals.get(&address(2).into()).unwrap());
-    let kept = |(new, old): (&lb_ebpf::ring::Slot, &lb_ebpf::ring::Slot)| {
-        new.cur() == one && (old.cur() == one || new.prev() == two)
-    };
+    let (one, two) = (id(&core, 1), id(&core, 2));
+    let kept = |(new, old): (&Slot, &Slot)| new.cur() == one && (old.cur() == one || new.prev() == two);
     assert!(ring.slots.iter().zip(&dead.ring.slots).all(kept));
 }
 
@@ -154,9 +206,45 @@ fn start_with_another_seed_takes_no_ring_over() {
 fn soft_down_serves_established_tcp_until_it_is_hard_down() {
     let Running { mut core, .. } = running(&config(&[(80, &[1, 2])], true), &[(1, UP), (2, UP)]);
     let ops = verdict(&mut core, 2, SOFT);
-    assert!(matches!(reals(&ops)[..], [(_, RealEntry { serves: SERVES_TCP, .. })]), "{ops:?}");
+    assert!(reals(&ops).is_empty(), "{ops:?}");
+    assert_eq!(core.written.get(&id(&core, 2)).unwrap().serves, SERVES_TCP);
     let ops = verdict(&mut core, 2, HARD);
     assert!(matches!(reals(&ops)[..], [(_, RealEntry { serves: 0, .. })]), "{ops:?}");
+}
+
+#[test]
+fn datagrams_leave_a_real_that_is_down_for_them_whatever_it_is_to_tcp() {
+    let config = config_of(&[("tcp", 80, 80, &[1, 2]), ("udp", 53, 53, &[1, 2])], true);
+    for state in [SOFT, HARD] {
+        let Running { mut core, .. } = running(&config, &[(1, UP), (2, UP)]);
+        assert_eq!(core.written.get(&id(&core, 2)).unwrap().serves, SERVES_TCP | SERVES_UDP);
+        let ops = verdict_on(&mut core, 53, 2, state);
+        assert!(matches!(reals(&ops)[..], [(_, RealEntry { serves: SERVES_TCP, .. })]), "{ops:?}");
+        let ring = rings(&ops).pop().unwrap();
+        assert!(ring.slots.iter().all(|slot| slot.cur() == id(&core, 1) && slot.prev() == 0));
+        assert_eq!(service(&core, Some(53)).ring.window_until(), None);
+    }
+}
+
+#[test]
+fn real_of_tcp_vips_alone_serves_no_datagrams() {
+    let Running { core, .. } = running(&config(&[(80, &[1])], true), &[(1, UP)]);
+    assert_eq!(core.written.get(&id(&core, 1)).unwrap().serves, SERVES_TCP);
+}
+
+#[test]
+fn real_down_in_a_window_gets_no_datagram_that_has_no_entry() {
+    // Another VIP of the same reals stays up, so the packet path is told that they serve.
+    let config = |reals: &[u8]| config_of(&[("udp", 53, 53, reals), ("udp", 123, 123, &[1, 2])], true);
+    let Running { mut core, .. } = running(&config(&[1, 2]), &[(1, UP), (2, UP)]);
+    core.apply(Event::Configured(config(&[1, 2, 3])), NOW());
+    let ring = rings(&verdict_on(&mut core, 53, 3, UP)).pop().unwrap();
+    let (one, two) = (id(&core, 1), id(&core, 2));
+    assert!([one, two].iter().all(|&real| ring.slots.iter().any(|slot| slot.prev() == real)));
+    let ring = rings(&verdict_on(&mut core, 53, 2, SOFT)).pop().unwrap();
+    assert!(ring.slots.iter().all(|slot| slot.prev() != two && slot.cur() != two));
+    assert!(ring.slots.iter().any(|slot| slot.prev() == one), "the others' windows stay open");
+    assert_eq!(core.written.get(&two).unwrap().serves, SERVES_UDP);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! | event | `cur` | window |
 //! |---|---|---|
 //! | a real fails hard | its slots go to `up` | none: its flows are dead |
-//! | its port closes, it drains | the same | `prev` = that real, which still serves established flows |
+//! | its port closes, it drains | the same | `prev` = that real, which still serves established flows (UDP: none) |
 //! | it is back | its slots are its own again | none: flows born meanwhile have entries |
 //! | admitted, removed, re-weighted | a new `all` | `prev` = the old `cur` on every slot that changed |
 
@@ -96,6 +96,25 @@ impl Ring {
         ring
     }
 
+    /// Sees whether an adopted ring is the one over exactly these reals, those up that it names: then nothing about it
+    /// is unknown. `TRACK` tells a real that is down from one that was never admitted.
+    pub fn recognise(&mut self, candidates: &[Candidate]) -> bool {
+        let basis = by_address(candidates.iter().copied());
+        let takers = self.current();
+        let all = maglev::build(&basis, self.seed);
+        let up: Vec<_> = basis.iter().filter(|c| takers.contains(&c.id)).copied().collect();
+        let up = maglev::build(&up, self.seed);
+        let same = |(slot, (&all, &up)): (&Entry, (&RealId, &RealId))| {
+            let taken = takers.contains(&all);
+            slot.cur == if taken { all } else { up } && slot.track == (slot.prev != 0 || !taken)
+        };
+        if takers.is_empty() || !self.slots.iter().zip(all.iter().zip(&up)).all(same) {
+            return false;
+        }
+        (self.basis, self.takers, self.all) = (basis, takers, all);
+        true
+    }
+
     /// The reals that new flows go to.
     #[must_use]
     pub fn current(&self) -> BTreeSet<RealId> {
@@ -114,7 +133,7 @@ impl Ring {
     /// adopted.
     pub fn update(&mut self, members: &[Member], quiet: bool, now: Instant) -> bool {
         let quiet = quiet && !self.adopted;
-        let basis = sorted(members.iter().filter(|m| m.admitted));
+        let basis = by_address(members.iter().filter(|m| m.admitted).map(|m| m.candidate));
         let taking: Vec<_> = members.iter().filter(|m| m.admitted && m.takes_new && m.candidate.weight > 0).collect();
         let old_all = (basis != self.basis).then(|| {
             self.basis = basis;
@@ -122,6 +141,9 @@ impl Ring {
         });
         if !taking.is_empty() || !self.keep_last {
             self.takers = taking.iter().map(|m| m.candidate.id).collect();
+        } else if !self.basis.iter().any(|c| self.takers.contains(&c.id)) {
+            // The last ones were removed: which of the others lives nobody knows, so each is as good.
+            self.takers = self.basis.iter().map(|c| c.id).collect();
         }
         let takers: Vec<_> = self.basis.iter().filter(|c| self.takers.contains(&c.id)).copied().collect();
         let up = if takers == self.basis { self.all.clone() } else { maglev::build(&takers, self.seed) };
@@ -149,6 +171,18 @@ impl Ring {
         }
         self.mark();
         self.slots != before
+    }
+
+    /// Ends the window on the slots whose flows without an entry went to these reals; true if there was one.
+    pub fn forget(&mut self, gone: &BTreeSet<RealId>) -> bool {
+        let mut forgotten = false;
+        for slot in self.slots.iter_mut().filter(|slot| gone.contains(&slot.prev)) {
+            (slot.prev, forgotten) = (0, true);
+        }
+        if forgotten {
+            self.mark();
+        }
+        forgotten
     }
 
     /// Closes the window if its time has come; true if a slot changed.
@@ -217,8 +251,8 @@ impl Ring {
 }
 
 /// Candidates with weight, by address: what a ring is made of, compared to see whether it changed.
-fn sorted<'a>(members: impl Iterator<Item = &'a Member>) -> Vec<Candidate> {
-    let mut candidates: Vec<_> = members.map(|m| m.candidate).filter(|c| c.weight > 0).collect();
+fn by_address(candidates: impl Iterator<Item = Candidate>) -> Vec<Candidate> {
+    let mut candidates: Vec<_> = candidates.filter(|c| c.weight > 0).collect();
     candidates.sort_unstable_by_key(|c| c.address);
     candidates
 }

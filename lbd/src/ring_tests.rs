@@ -92,6 +92,21 @@ fn last_real_failing_is_kept_or_withdrawn_by_policy() {
 }
 
 #[test]
+fn last_real_that_took_flows_removed_leaves_the_ring_to_the_others() {
+    let now = Instant::now();
+    let mut members = [member(1), member(2), member(3)];
+    let mut ring = ring_of(&members, now);
+    for down in [1, 2, 0] {
+        (members[down].takes_new, members[down].serves) = (false, false);
+        ring.update(&members, false, now);
+    }
+    assert!(slots(&ring).iter().all(|s| s.cur() == 1), "the last one is kept");
+    members[0].admitted = false;
+    ring.update(&members, false, now);
+    assert_eq!(ring.current(), BTreeSet::from([2, 3]));
+}
+
+#[test]
 fn digest_depends_on_state_and_not_on_history() {
     let now = Instant::now();
     let address = |id: RealId| (id != 0).then(|| member(id).candidate.address);
@@ -256,10 +271,15 @@ impl World {
         self.ring.update(&members, false, self.now);
     }
 
-    /// The next daemon has the words of the ring, knows a real as up that new flows go to, and admits no other.
+    /// The next daemon has the words of the ring, knows a real as up that new flows go to, and admits no other
+    /// unless it recognises the ring.
     fn restart(&mut self) {
         self.ring = Ring::adopt(SEED, IDLE, true, &self.ring.words(), self.now);
         let in_use = self.ring.current();
+        let candidates: Vec<_> = self.members.iter().filter(|m| m.admitted).map(|m| m.candidate).collect();
+        if self.ring.recognise(&candidates) {
+            return;
+        }
         for member in &mut self.members {
             let was_up = in_use.contains(&member.candidate.id);
             member.admitted &= member.takes_new || was_up;

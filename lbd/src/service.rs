@@ -1,7 +1,7 @@
 //! One VIP in service: its members, what is known of each, and its ring.
 
 use crate::{
-    config,
+    config::{self, Protocol},
     maglev::Candidate,
     ring::{Member, Ring},
 };
@@ -22,7 +22,7 @@ pub struct Standing {
     pub admitted: bool,
     /// It is configured; otherwise it only finishes the flows it has.
     pub configured: bool,
-    /// The flows that it goes on serving.
+    /// It goes on serving the flows of this VIP that it has.
     pub serves: Serves,
     /// Its check has come to a verdict since it was configured.
     heard: bool,
@@ -56,14 +56,20 @@ impl Service {
                 standing.leave();
             }
         }
+        let protocol = config.key().protocol;
         let in_use = self.ring.current();
+        let recognised = self.standings.is_empty() && {
+            let candidate = |(&address, &weight)| Some(Candidate { id: known(address)?.0, address, weight });
+            self.ring.recognise(&wanted.iter().filter_map(candidate).collect::<Vec<_>>())
+        };
         for (address, weight) in wanted {
             let Some((id, serves)) = known(address) else { continue };
             let standing = self.standings.entry(address).or_insert_with(|| {
                 // Only the ring of an earlier daemon names a real that this one does not know.
                 let up = in_use.contains(&id);
                 let state = if up { State::Up } else { State::Init };
-                Standing { id, weight, state, admitted: up, configured: true, serves, heard: false }
+                let admitted = up || recognised;
+                Standing { id, weight, state, admitted, configured: true, serves: serves.only(protocol), heard: false }
             });
             standing.weight = weight;
             standing.configured = true;
@@ -81,19 +87,34 @@ impl Service {
     pub fn verdict(&mut self, real: IpAddr, state: State) -> bool {
         let Some(standing) = self.standings.get_mut(&real).filter(|s| s.configured) else { return false };
         standing.heard = true;
+        standing.admitted |= state == State::Up;
         if standing.state == state {
             return false;
         }
         standing.state = state;
-        standing.admitted |= state == State::Up;
-        standing.serves = standing.serves.after(state);
+        standing.serves = match (state, self.config.key().protocol) {
+            (State::Up, protocol) => Serves::ALL.only(protocol),
+            // The port is closed, but the host still forwards what is established (TCP); to UDP a closed port is as
+            // good as no host.
+            (State::Down(Severity::Soft), Protocol::Tcp) => Serves::ALL.only(Protocol::Tcp),
+            (State::Down(Severity::Soft | Severity::Hard), _) => Serves::default(),
+            // Nothing was learnt yet.
+            (State::Init, _) => standing.serves,
+        };
         true
     }
 
     /// Rebuilds the ring from what is known; true if a slot changed.
     pub fn refresh(&mut self, quiet: bool, now: Instant) -> bool {
         let members: Vec<Member> = self.standings.iter().map(|(&address, s)| s.member(address)).collect();
-        self.ring.update(&members, quiet, now)
+        let changed = self.ring.update(&members, quiet, now);
+        // Every datagram that has no entry goes to `prev`, those of new flows too: none may go where nobody answers.
+        // TCP's new flows are known by their SYN, and the others have nowhere else to go.
+        let forgotten = self.config.key().protocol == Protocol::Udp && {
+            let gone = members.iter().filter(|m| !m.serves).map(|m| m.candidate.id).collect();
+            self.ring.forget(&gone)
+        };
+        changed || forgotten
     }
 
     /// Its configured reals and what is known of each.
@@ -124,16 +145,11 @@ pub struct Serves {
 }
 
 impl Serves {
-    /// Soft down: the port is closed, but the host still forwards what is established (TCP); to UDP a closed
-    /// port is as good as no host.
-    fn after(self, verdict: State) -> Self {
-        match verdict {
-            State::Up => Self { tcp: true, udp: true },
-            State::Down(Severity::Soft) => Self { tcp: true, udp: false },
-            State::Down(Severity::Hard) => Self::default(),
-            // Nothing was learnt yet.
-            State::Init => self,
-        }
+    const ALL: Self = Self { tcp: true, udp: true };
+
+    /// Those of a VIP's protocol.
+    fn only(self, protocol: Protocol) -> Self {
+        Self { tcp: self.tcp && protocol == Protocol::Tcp, udp: self.udp && protocol == Protocol::Udp }
     }
 }
 
@@ -149,7 +165,7 @@ impl Standing {
             candidate: Candidate { id: self.id, address, weight: self.weight },
             admitted: self.admitted,
             takes_new: self.configured && self.state == State::Up,
-            serves: self.serves.tcp,
+            serves: self.serves != Serves::default(),
         }
     }
 }
