@@ -2,7 +2,7 @@
 //! replayed; `daemon` feeds it and carries out what it returns.
 
 use crate::{
-    config::{Config, Vip, VipKey},
+    config::{Config, Vip, VipKey, VipMiss},
     ids::Ids,
     nexthop::NextHop,
     ring::Ring,
@@ -48,15 +48,15 @@ pub enum Op {
     Checks(Vec<Check>),
     /// Keep exactly these reals' next hops up to date.
     Resolve(Vec<Ipv4Addr>),
-    /// Packets may come: every check has its first verdict, or has had the time for it.
+    /// Packets may come: the first round of checks is over.
     Attach,
 }
 
 /// How far the daemon is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The first round of checks runs; no packet meets these maps before it is over, or at this time.
-    Starting(Instant),
+    /// The first round of checks runs: no packet meets these maps before it is over.
+    Starting,
     /// The data plane is attached.
     Running,
 }
@@ -86,6 +86,8 @@ pub struct Core {
     /// The last verdict of each configured check.
     verdicts: BTreeMap<CheckKey, State>,
     phase: Phase,
+    /// The table of VIPs as it was swapped in last.
+    table: Option<(Vec<Row>, VipMiss)>,
     /// Flows of an earlier daemon may be in the map.
     adopted: bool,
     /// Until the first configuration has taken them over.
@@ -102,7 +104,6 @@ impl Core {
         let same_slots = inheritance.hash_key == HashKey::from_seed(config.node().seed());
         let address = |(&id, entry): (&RealId, &RealEntry)| Some((IpAddr::V4(entry.address()?), id));
         let holders = inheritance.reals.iter().filter_map(address).collect();
-        let patience = config.vips().iter().map(first_verdict_within).max().unwrap_or_default();
         let mut core = Self {
             config: config.clone(),
             services: BTreeMap::new(),
@@ -112,7 +113,8 @@ impl Core {
             vips: Ids::new(0..=last_vip, inheritance.vips),
             written: inheritance.reals,
             verdicts: BTreeMap::new(),
-            phase: Phase::Starting(now + patience),
+            phase: Phase::Starting,
+            table: None,
             // With another seed a flow has another slot.
             inherited_rings: if same_slots { inheritance.rings } else { BTreeMap::new() },
         };
@@ -129,7 +131,7 @@ impl Core {
             Event::NextHops(hops) => self.next_hops(hops),
             Event::Tick => self.close_windows(now),
         };
-        ops.extend(self.finish_start(now));
+        ops.extend(self.publish(now));
         ops
     }
 
@@ -147,7 +149,6 @@ impl Core {
         self.config = config;
         let mut ops = self.write_reals();
         ops.extend(rings);
-        ops.push(Op::Vips(self.vip_table()));
         ops.push(Op::Checks(checks));
         ops.push(Op::Resolve(self.reals.iter().filter_map(|(real, _)| ipv4(*real)).collect()));
         ops
@@ -165,7 +166,6 @@ impl Core {
             self.reals.take(&real.address);
         }
         let index = self.vips.take(&vip.key())?;
-        let is_new = !self.services.contains_key(&vip.key());
         let keep_last = vip.on_all_down() == crate::config::OnAllDown::Keep;
         let service = self.services.entry(vip.key()).or_insert_with(|| {
             let (seed, flow_idle) = (config.node().seed(), vip.flow_idle());
@@ -173,7 +173,7 @@ impl Core {
                 Some(words) => Ring::adopt(seed, flow_idle, keep_last, words, now),
                 None => Ring::new(seed, flow_idle, keep_last, self.adopted),
             };
-            Service::new(vip.clone(), index, ring)
+            Service::new(vip.clone(), index, ring, now + first_verdict_within(vip))
         });
         service.ring.set_policy(vip.flow_idle(), keep_last);
         let reals = &self.reals;
@@ -185,16 +185,17 @@ impl Core {
                 service.verdict(real.address, state);
             }
         }
-        let changed = service.refresh(self.phase != Phase::Running, now);
-        (changed || is_new).then(|| Op::Ring(index, service.ring.words()))
+        service.refresh(now).then(|| Op::Ring(index, service.ring.words()))
     }
 
     fn verdict(&mut self, key: &CheckKey, state: State, now: Instant) -> Vec<Op> {
-        let quiet = self.phase != Phase::Running;
-        self.verdicts.insert(key.clone(), state);
         let mut rings = Vec::new();
         for service in self.services.values_mut() {
-            if service.check_key(key.real) == *key && service.verdict(key.real, state) && service.refresh(quiet, now) {
+            if service.check_key(key.real) != *key {
+                continue;
+            }
+            self.verdicts.insert(key.clone(), state);
+            if service.verdict(key.real, state) && service.refresh(now) {
                 rings.push(Op::Ring(service.index, service.ring.words()));
             }
         }
@@ -208,19 +209,29 @@ impl Core {
     fn close_windows(&mut self, now: Instant) -> Vec<Op> {
         let closed = self.services.values_mut().filter_map(|s| {
             let changed = s.ring.close_window(now);
-            changed.then(|| Op::Ring(s.index, s.ring.words()))
+            (changed && s.is_published()).then(|| Op::Ring(s.index, s.ring.words()))
         });
         closed.collect()
     }
 
-    /// Attaches once every check has a verdict, or has had the time for one.
-    fn finish_start(&mut self, now: Instant) -> Option<Op> {
-        let Phase::Starting(patience) = self.phase else { return None };
-        if now < patience && self.services.values().any(Service::awaits_verdicts) {
-            return None;
+    /// Lets packets meet the VIPs whose first round of checks is over; those of the start together, with the attachment.
+    /// Until then a VIP's ring is nobody's business, so it is written once.
+    fn publish(&mut self, now: Instant) -> Vec<Op> {
+        let starting = self.phase == Phase::Starting;
+        if starting && self.services.values().any(|s| !s.is_published() && !s.is_ready(now)) {
+            return Vec::new();
         }
-        self.phase = Phase::Running;
-        Some(Op::Attach)
+        let mut ops = Vec::new();
+        for service in self.services.values_mut().filter(|s| !s.is_published() && s.is_ready(now)) {
+            service.publish(now);
+            ops.push(Op::Ring(service.index, service.ring.words()));
+        }
+        ops.extend(self.vip_table());
+        if starting {
+            self.phase = Phase::Running;
+            ops.push(Op::Attach);
+        }
+        ops
     }
 
     /// A next hop stays in use while the kernel knows no other. Where a real is sent to from the address that its
@@ -280,10 +291,16 @@ impl Core {
         said.reduce(|a, b| Serves { tcp: a.tcp || b.tcp, udp: a.udp || b.udp })
     }
 
-    fn vip_table(&self) -> Box<VipTable> {
+    /// The table of the VIPs that packets meet, if it is another than the last one.
+    fn vip_table(&mut self) -> Option<Op> {
         let row = |s: &Service| Row { key: s.config.key(), index: s.index, flow_idle: s.config.flow_idle() };
-        let rows: Vec<_> = self.services.values().map(row).collect();
-        vip_table::build(&rows, self.config.node().seed(), self.config.node().vip_miss())
+        let rows: Vec<_> = self.services.values().filter(|s| s.is_published()).map(row).collect();
+        let (node, new) = (self.config.node(), Some((rows, self.config.node().vip_miss())));
+        if new == self.table {
+            return None;
+        }
+        self.table = new;
+        self.table.as_ref().map(|(rows, miss)| Op::Vips(vip_table::build(rows, node.seed(), *miss)))
     }
 
     /// The configuration in force.

@@ -270,6 +270,58 @@ fn vip_that_shares_a_check_has_its_verdict_at_once() {
     );
 }
 
+/// The VIPs' ports in the last table of these operations.
+fn published(ops: &[Op]) -> Option<Vec<u16>> {
+    let mut tables =
+        ops.iter().filter_map(|op| if let Op::Vips(table) = op { Some(vip_table::read(table)) } else { None });
+    tables.next_back().map(|vips| vips.keys().map(|key| key.port).collect())
+}
+
+#[test]
+fn first_round_writes_each_ring_once_with_the_attachment() {
+    let config = config(&[(80, &[1, 2]), (81, &[1, 2])], true);
+    let (mut core, mut ops) = Core::start(config, Inheritance::default(), NOW());
+    ops.extend(verdict(&mut core, 1, UP));
+    assert!(rings(&ops).is_empty() && published(&ops).is_none());
+    let ops = verdict(&mut core, 2, UP);
+    assert!(matches!(ops[..], [Op::Real(..), Op::Ring(0, _), Op::Ring(1, _), Op::Vips(_), Op::Attach]), "{ops:?}");
+}
+
+#[test]
+fn vip_added_by_a_reload_is_published_after_its_first_round_without_a_window() {
+    let before = config_of(&[("udp", 53, 53, &[1, 2])], true);
+    let after = config_of(&[("udp", 53, 53, &[1, 2]), ("udp", 123, 123, &[1, 2])], true);
+    let Running { mut core, .. } = running(&before, &[(1, UP), (2, UP)]);
+    let mut ops = core.apply(Event::Configured(after), NOW());
+    ops.extend(verdict_on(&mut core, 123, 1, UP));
+    assert!(rings(&ops).is_empty() && published(&ops).is_none(), "no real may get all of it: {ops:?}");
+    let ops = verdict_on(&mut core, 123, 2, UP);
+    let [ring] = &rings(&ops)[..] else { panic!("{ops:?}") };
+    assert!(ring.slots.iter().all(|slot| slot.cur() != 0 && slot.prev() == 0 && !slot.track()));
+    assert_eq!(published(&ops), Some(vec![53, 123]));
+}
+
+#[test]
+fn vip_added_by_a_reload_is_published_when_its_patience_ends() {
+    let after = config_of(&[("tcp", 80, 80, &[1]), ("tcp", 81, 81, &[1, 2])], true);
+    let Running { mut core, .. } = running(&config(&[(80, &[1])], true), &[(1, UP)]);
+    core.apply(Event::Configured(after), NOW());
+    assert!(published(&verdict_on(&mut core, 81, 1, UP)).is_none());
+    let ops = core.apply(Event::Tick, NOW() + Duration::from_mins(1));
+    assert_eq!((published(&ops), rings(&ops).len()), (Some(vec![80, 81]), 1));
+    assert!(core.apply(Event::Tick, NOW() + Duration::from_mins(2)).is_empty());
+}
+
+#[test]
+fn vip_removed_by_a_reload_leaves_the_table_and_no_other_ring_is_written() {
+    let both = config(&[(80, &[1]), (81, &[1])], true);
+    let Running { mut core, .. } = running(&both, &[(1, UP)]);
+    let ops = core.apply(Event::Configured(config(&[(80, &[1])], true)), NOW());
+    assert_eq!((published(&ops), rings(&ops).len()), (Some(vec![80]), 0));
+    let ops = core.apply(Event::Configured(config(&[(80, &[1])], true)), NOW());
+    assert!(published(&ops).is_none(), "nothing changed");
+}
+
 #[test]
 fn probes_follow_the_source_address_of_the_route() {
     for (outer_source, planned) in [(false, 1), (true, 0)] {

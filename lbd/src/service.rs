@@ -38,13 +38,44 @@ pub struct Service {
     /// Its ring.
     pub ring: Ring,
     standings: BTreeMap<IpAddr, Standing>,
+    stage: Stage,
+}
+
+/// Whether packets meet it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Its first round of checks runs, until this time at most.
+    FirstRound(Instant),
+    /// Packets may come.
+    Published,
 }
 
 impl Service {
-    /// A VIP without members yet.
+    /// A VIP without members yet, whose first round of checks is to be over at this time.
     #[must_use]
-    pub fn new(config: config::Vip, index: u16, ring: Ring) -> Self {
-        Self { config, index, ring, standings: BTreeMap::new() }
+    pub fn new(config: config::Vip, index: u16, ring: Ring, patience: Instant) -> Self {
+        Self { config, index, ring, standings: BTreeMap::new(), stage: Stage::FirstRound(patience) }
+    }
+
+    /// Its first round of checks is over: each has a verdict, or has had the time for one.
+    #[must_use]
+    pub fn is_ready(&self, now: Instant) -> bool {
+        match self.stage {
+            Stage::FirstRound(patience) => now >= patience || self.configured().all(|(_, s)| s.heard),
+            Stage::Published => true,
+        }
+    }
+
+    /// Whether packets may meet it.
+    #[must_use]
+    pub fn is_published(&self) -> bool {
+        self.stage == Stage::Published
+    }
+
+    /// From now on packets may meet it.
+    pub fn publish(&mut self, now: Instant) {
+        self.refresh(now);
+        self.stage = Stage::Published;
     }
 
     /// Takes a new configuration: members that stay keep what is known of them, those that go keep their flows.
@@ -104,28 +135,22 @@ impl Service {
         true
     }
 
-    /// Rebuilds the ring from what is known; true if a slot changed.
-    pub fn refresh(&mut self, quiet: bool, now: Instant) -> bool {
+    /// Rebuilds the ring from what is known; true if a slot changed that packets meet.
+    pub fn refresh(&mut self, now: Instant) -> bool {
         let members: Vec<Member> = self.standings.iter().map(|(&address, s)| s.member(address)).collect();
-        let changed = self.ring.update(&members, quiet, now);
+        let changed = self.ring.update(&members, !self.is_published(), now);
         // Every datagram that has no entry goes to `prev`, those of new flows too: none may go where nobody answers.
         // TCP's new flows are known by their SYN, and the others have nowhere else to go.
         let forgotten = self.config.key().protocol == Protocol::Udp && {
             let gone = members.iter().filter(|m| !m.serves).map(|m| m.candidate.id).collect();
             self.ring.forget(&gone)
         };
-        changed || forgotten
+        self.is_published() && (changed || forgotten)
     }
 
     /// Its configured reals and what is known of each.
     pub fn configured(&self) -> impl Iterator<Item = (IpAddr, &Standing)> {
         self.standings.iter().filter(|(_, s)| s.configured).map(|(&address, s)| (address, s))
-    }
-
-    /// Whether a check of a configured real has not come to a verdict.
-    #[must_use]
-    pub fn awaits_verdicts(&self) -> bool {
-        self.configured().any(|(_, s)| !s.heard)
     }
 
     /// The flows that a real goes on serving, as far as this VIP knows it: removed ones finish what they have.

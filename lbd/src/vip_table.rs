@@ -13,7 +13,7 @@ use std::{
 };
 
 /// A VIP and the indexes that the packet path knows it by.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     /// Its address, protocol and port.
     pub key: VipKey,

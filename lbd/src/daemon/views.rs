@@ -45,7 +45,7 @@ impl Daemon {
         let counters = self.prober.counters().await;
         let checks = self.prober.status().await.len();
         let phase = match self.core.phase() {
-            reconcile::Phase::Starting(_) => Phase::Starting,
+            reconcile::Phase::Starting => Phase::Starting,
             reconcile::Phase::Running => Phase::Running,
         };
         Ok(Status {
