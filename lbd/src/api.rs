@@ -18,27 +18,33 @@ use axum::{Json, Router};
 use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::model::{ErrorBody, RealRow, ReloadResult, Stats, Status, VipRow};
 
 /// How long the owner task may take to answer; a reload fills rings and waits for the kernel.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
+/// How long requests under way may take to end when the daemon does.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Who may talk to the daemon: its user and its group.
 const SOCKET_MODE: u32 = 0o660;
+
+/// The place for an answer; an error is for people.
+pub type Reply<T> = oneshot::Sender<Result<T, String>>;
 
 /// A question to the daemon's owner task, with the place for the answer.
 #[derive(Debug)]
 pub enum Request {
     /// The daemon as a whole.
-    Status(oneshot::Sender<Status>),
+    Status(Reply<Status>),
     /// Every VIP.
-    Vips(oneshot::Sender<Vec<VipRow>>),
+    Vips(Reply<Vec<VipRow>>),
     /// Every real of every VIP.
-    Reals(oneshot::Sender<Vec<RealRow>>),
+    Reals(Reply<Vec<RealRow>>),
     /// The data plane's counters.
-    Stats(oneshot::Sender<Stats>),
+    Stats(Reply<Stats>),
     /// Read the configuration again; the error says why the old one stays in force.
-    Reload(oneshot::Sender<Result<ReloadResult, String>>),
+    Reload(Reply<ReloadResult>),
 }
 
 /// Why the socket could not be had.
@@ -96,26 +102,48 @@ impl Server {
         Ok(Self { listener, _file: SocketFile { path: path.to_path_buf(), inode: Some(inode) } })
     }
 
-    /// Answers until `stop` ends; requests under way are finished.
-    ///
-    /// # Errors
-    /// The socket fails.
-    pub async fn serve(
-        self,
-        requests: mpsc::Sender<Request>,
-        stop: impl Future<Output = ()> + Send + 'static,
-    ) -> io::Result<()> {
-        axum::serve(self.listener, router(requests)).with_graceful_shutdown(stop).await
+    /// Begins to answer.
+    #[must_use]
+    pub fn start(self, requests: mpsc::Sender<Request>) -> Serving {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let Self { listener, _file: file } = self;
+        let task = tokio::spawn(async move {
+            // Kept until the task ends.
+            let _file = file;
+            let served = axum::serve(listener, router(requests));
+            served.with_graceful_shutdown(async { drop(stopped.await) }).await
+        });
+        Serving { stop, task }
     }
 }
 
-/// The routes alone.
-pub fn router(requests: mpsc::Sender<Request>) -> Router {
+/// The API while it answers.
+#[derive(Debug)]
+pub struct Serving {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<io::Result<()>>,
+}
+
+impl Serving {
+    /// Takes no more requests, lets those under way finish, but not for long: one that never becomes whole is no reason
+    /// to stay. The socket is gone when this returns.
+    pub async fn end(self) {
+        // A task that is gone has stopped already.
+        let _ = self.stop.send(());
+        let mut task = self.task;
+        if tokio::time::timeout(FAREWELL, &mut task).await.is_err() {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+}
+
+fn router(requests: mpsc::Sender<Request>) -> Router {
     Router::new()
-        .route("/v1/status", get(async |owner: Owner| ask(owner, Request::Status).await.map(Json)))
-        .route("/v1/vips", get(async |owner: Owner| ask(owner, Request::Vips).await.map(Json)))
-        .route("/v1/reals", get(async |owner: Owner| ask(owner, Request::Reals).await.map(Json)))
-        .route("/v1/stats", get(async |owner: Owner| ask(owner, Request::Stats).await.map(Json)))
+        .route("/v1/status", get(async |owner: Owner| read(owner, Request::Status).await))
+        .route("/v1/vips", get(async |owner: Owner| read(owner, Request::Vips).await))
+        .route("/v1/reals", get(async |owner: Owner| read(owner, Request::Reals).await))
+        .route("/v1/stats", get(async |owner: Owner| read(owner, Request::Stats).await))
         .route("/v1/reload", post(reload))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
@@ -124,7 +152,14 @@ pub fn router(requests: mpsc::Sender<Request>) -> Router {
 
 type Owner = State<mpsc::Sender<Request>>;
 
-async fn ask<T>(State(requests): Owner, question: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, ApiError> {
+async fn read<T>(owner: Owner, question: impl FnOnce(Reply<T>) -> Request) -> Result<Json<T>, ApiError> {
+    ask(owner, question).await?.map(Json).map_err(ApiError::Failed)
+}
+
+async fn ask<T>(
+    State(requests): Owner,
+    question: impl FnOnce(Reply<T>) -> Request,
+) -> Result<Result<T, String>, ApiError> {
     let (reply, answer) = oneshot::channel();
     let exchange = async {
         requests.send(question(reply)).await.map_err(|_| ApiError::Stopping)?;
@@ -152,6 +187,8 @@ enum ApiError {
     #[error("the daemon did not answer within {} s", ANSWER_TIME.as_secs())]
     Late,
     #[error("{0}")]
+    Failed(String),
+    #[error("{0}")]
     Refused(String),
     #[error("{} is not a path of this API", .0.path())]
     UnknownPath(Uri),
@@ -164,6 +201,7 @@ impl IntoResponse for ApiError {
         let status = match self {
             Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             Self::Late => StatusCode::GATEWAY_TIMEOUT,
+            Self::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::UnknownPath(_) => StatusCode::NOT_FOUND,
             Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,

@@ -10,9 +10,9 @@
 mod views;
 
 use crate::{
-    api::{Request, Server},
+    api::{Reply, Request, Server},
     config::Config,
-    data_plane::{Mode, Worker},
+    data_plane::{Attached, Mode, Outcome, Worker},
     model::ReloadResult,
     nexthop::{self, Resolver},
     reconcile::{Core, Event, Op},
@@ -64,6 +64,9 @@ pub enum Error {
     /// The socket.
     #[error(transparent)]
     Socket(#[from] crate::api::BindError),
+    /// A part that the daemon cannot do without is gone; it has said why.
+    #[error("{0} has ended")]
+    Ended(&'static str),
     /// Signals, netlink, randomness.
     #[error("{0}: {1}")]
     Io(&'static str, std::io::Error),
@@ -77,6 +80,8 @@ struct Daemon {
     options: Options,
     core: Core,
     worker: Worker,
+    /// What the worker has attached.
+    attached: Vec<Attached>,
     prober: Prober,
     resolver: Resolver,
     wanted: Vec<Ipv4Addr>,
@@ -99,13 +104,12 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("listen for SIGINT"))?;
     let mut changes = nexthop::watch().map_err(io("watch the neighbour table"))?;
     let resolver = Resolver::new().map_err(io("open netlink"))?;
-    let (worker, inheritance) = Worker::start(options.bpffs.clone())?;
+    let (worker, inheritance, mut attachments) = Worker::start(options.bpffs.clone())?;
     let mut settings = Settings::new(config.node().interfaces().to_vec()).map_err(io("draw the prober's secret"))?;
     settings.outer_source = config.node().outer_source();
     let (prober, mut transitions) = Prober::start(settings)?;
     let (requests, mut asked) = mpsc::channel(REQUESTS);
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let api = tokio::spawn(server.serve(requests, async move { drop(stopped.await) }));
+    let api = server.start(requests);
 
     let (core, ops) = Core::start(config, inheritance, Instant::now());
     let now = Timestamp::now();
@@ -115,6 +119,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         options,
         core,
         worker,
+        attached: Vec::new(),
         prober,
         resolver,
         wanted,
@@ -126,32 +131,36 @@ pub async fn run(options: Options) -> Result<(), Error> {
     };
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    daemon.carry_out(ops).await?;
+    daemon.carry_out(ops).await;
     loop {
         tokio::select! {
-            Some(transition) = transitions.recv() => daemon.verdict(transition).await?,
-            Some(()) = changes.recv() => daemon.resolve().await?,
-            Some(request) = asked.recv() => daemon.answer(request).await?,
-            _ = tick.tick() => daemon.event(Event::Tick).await?,
-            _ = hangup.recv() => drop(daemon.reload().await?),
+            transition = transitions.recv() => daemon.verdict(transition.ok_or(Error::Ended("the prober"))?).await,
+            change = changes.recv() => {
+                change.ok_or(Error::Ended("watching the kernel's network tables"))?;
+                daemon.resolve().await;
+            }
+            outcome = attachments.recv() => daemon.attached(outcome.ok_or(Error::Ended("the data plane's thread"))?)?,
+            Some(request) = asked.recv() => daemon.answer(request).await,
+            _ = tick.tick() => daemon.event(Event::Tick).await,
+            _ = hangup.recv() => drop(daemon.reload().await),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
-    // A receiver that is gone has stopped already.
-    let _ = stop.send(());
-    let _ = api.await;
-    daemon.end().await
+    // The data plane first: nobody who asks is worth waiting for.
+    let ended = daemon.end().await;
+    drop(asked);
+    api.end().await;
+    ended
 }
 
 impl Daemon {
-    async fn event(&mut self, event: Event) -> Result<(), Error> {
+    async fn event(&mut self, event: Event) {
         let ops = self.core.apply(event, Instant::now());
-        self.carry_out(ops).await
+        self.carry_out(ops).await;
     }
 
-    /// Failing to attach ends the daemon: it is what it is for. All else is logged where it happens.
-    async fn carry_out(&mut self, ops: Vec<Op>) -> Result<(), Error> {
+    async fn carry_out(&mut self, ops: Vec<Op>) {
         let mut resolve = false;
         for op in ops {
             match op {
@@ -166,22 +175,31 @@ impl Daemon {
                 Op::Attach => {
                     let interfaces = self.core.config().node().interfaces().to_vec();
                     tracing::info!(?interfaces, mode = ?self.options.mode, "attaching");
-                    self.worker.attach(interfaces, self.options.mode).await?;
+                    self.worker.attach(interfaces, self.options.mode);
                 }
             }
         }
-        if resolve { Box::pin(self.resolve()).await } else { Ok(()) }
+        if resolve {
+            Box::pin(self.resolve()).await;
+        }
     }
 
-    async fn verdict(&mut self, t: Transition) -> Result<(), Error> {
+    /// Failing to attach ends the daemon: it is what it is for. All else is logged where it happens.
+    fn attached(&mut self, outcome: Outcome) -> Result<(), Error> {
+        self.attached = outcome?;
+        tracing::info!("attached");
+        Ok(())
+    }
+
+    async fn verdict(&mut self, t: Transition) {
         let (real, target) = (t.key.real, t.key.target);
         let detail = t.detail.as_deref().unwrap_or_default();
         tracing::info!(%real, vip = %target, before = %t.from, after = %t.to, reason = %t.reason, detail, "transition");
-        self.event(Event::Verdict(t.key, t.to)).await
+        self.event(Event::Verdict(t.key, t.to)).await;
     }
 
     /// Asks for the next hops of all reals; says once which have none.
-    async fn resolve(&mut self) -> Result<(), Error> {
+    async fn resolve(&mut self) {
         let mut hops = Vec::new();
         let mut unresolved = Vec::new();
         for (&real, hop) in self.wanted.iter().zip(self.resolver.resolve_all(&self.wanted).await) {
@@ -196,27 +214,27 @@ impl Daemon {
             }
         }
         self.unresolved = unresolved;
-        Box::pin(self.event(Event::NextHops(hops))).await
+        Box::pin(self.event(Event::NextHops(hops))).await;
     }
 
     /// Takes the configuration file anew; a bad one leaves the running one in force.
-    async fn reload(&mut self) -> Result<Result<ReloadResult, String>, Error> {
+    async fn reload(&mut self) -> Result<ReloadResult, String> {
         let loaded = Config::load(&self.options.config).map_err(|e| e.to_string());
         let config = match loaded.and_then(|new| self.reloadable(new)) {
             Ok(config) => config,
             Err(error) => {
                 tracing::error!(%error, "reload refused; the running configuration stays in force");
                 self.last_reload_error = Some(error.clone());
-                return Ok(Err(error));
+                return Err(error);
             }
         };
         let changes: Vec<_> = Config::diff(self.core.config(), &config).iter().map(ToString::to_string).collect();
-        self.event(Event::Configured(config)).await?;
+        self.event(Event::Configured(config)).await;
         self.revision += 1;
         self.loaded_at = Timestamp::now();
         self.last_reload_error = None;
         tracing::info!(revision = self.revision, changes = changes.len(), "reloaded");
-        Ok(Ok(ReloadResult { revision: self.revision, changes }))
+        Ok(ReloadResult { revision: self.revision, changes })
     }
 
     /// What the attachment and the prober were started with cannot change under them.
@@ -231,16 +249,17 @@ impl Daemon {
         Ok(new)
     }
 
-    async fn answer(&mut self, request: Request) -> Result<(), Error> {
-        // An asker that is gone wants no answer.
+    /// Answers at once what the daemon knows itself. What the data plane must be asked for is put together when it
+    /// answers: it may be attaching.
+    async fn answer(&mut self, request: Request) {
         match request {
-            Request::Reload(reply) => drop(reply.send(self.reload().await?)),
-            Request::Status(reply) => drop(reply.send(self.status().await?)),
-            Request::Vips(reply) => drop(reply.send(self.vip_rows().await?)),
-            Request::Reals(reply) => drop(reply.send(self.real_rows().await)),
-            Request::Stats(reply) => drop(reply.send(self.stats().await?)),
+            // An asker that is gone wants no answer.
+            Request::Reload(reply) => drop(reply.send(self.reload().await)),
+            Request::Reals(reply) => drop(reply.send(Ok(self.real_rows().await))),
+            Request::Status(reply) => send(reply, self.status().await),
+            Request::Vips(reply) => send(reply, self.vip_rows()),
+            Request::Stats(reply) => send(reply, self.stats()),
         }
-        Ok(())
     }
 
     async fn end(self) -> Result<(), Error> {
@@ -252,4 +271,15 @@ impl Daemon {
         tracing::info!("ending; detaching");
         Ok(self.worker.detach().await?)
     }
+}
+
+/// Sends an answer that the data plane has a part in, once it is there.
+fn send<T: Send + 'static>(
+    reply: Reply<T>,
+    answer: impl Future<Output = Result<T, crate::data_plane::Error>> + Send + 'static,
+) {
+    tokio::spawn(async move {
+        // An asker that is gone wants no answer.
+        drop(reply.send(answer.await.map_err(|error| error.to_string())));
+    });
 }

@@ -5,11 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 
 use super::client::{Client, ClientError};
 use super::render::{self, Style};
-use crate::api::{BindError, Request, Server};
+use crate::api::{BindError, Request, Server, Serving};
 use crate::config::Protocol;
 use crate::model::*;
 
@@ -235,30 +235,28 @@ fn real_row_json_is_the_documented_contract() {
 }
 
 /// A server at `path` whose owner answers with the samples, and refuses to reload.
-fn start(path: &Path) -> (oneshot::Sender<()>, tokio::task::JoinHandle<std::io::Result<()>>) {
+fn start(path: &Path) -> Serving {
     let (requests, mut inbox) = mpsc::channel(1);
-    let (stop, stopped) = oneshot::channel();
     let server = Server::bind(path).unwrap();
     tokio::spawn(async move {
         while let Some(request) = inbox.recv().await {
             match request {
-                Request::Status(reply) => drop(reply.send(some_status())),
-                Request::Vips(reply) => drop(reply.send(some_vips())),
-                Request::Reals(reply) => drop(reply.send(some_reals())),
-                Request::Stats(reply) => drop(reply.send(some_stats())),
+                Request::Status(reply) => drop(reply.send(Ok(some_status()))),
+                Request::Vips(reply) => drop(reply.send(Ok(some_vips()))),
+                Request::Reals(reply) => drop(reply.send(Ok(some_reals()))),
+                Request::Stats(reply) => drop(reply.send(Ok(some_stats()))),
                 Request::Reload(reply) => drop(reply.send(Err("lbd.toml:1:1: wrong".into()))),
             }
         }
     });
-    let stopped = async { drop(stopped.await) };
-    (stop, tokio::spawn(server.serve(requests, stopped)))
+    server.start(requests)
 }
 
 #[tokio::test]
 async fn client_and_api_agree_on_every_answer() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("run/lbd.sock");
-    let (stop, served) = start(&path);
+    let serving = start(&path);
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
 
     let client = Client::new(&path);
@@ -271,9 +269,37 @@ async fn client_and_api_agree_on_every_answer() {
         other => panic!("{other:?}"),
     }
 
-    stop.send(()).unwrap();
-    served.await.unwrap().unwrap();
+    serving.end().await;
     assert!(!path.exists(), "the socket goes with its server");
+}
+
+#[tokio::test]
+async fn api_ends_although_a_request_never_becomes_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lbd.sock");
+    let serving = start(&path);
+    let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
+    client.write_all(b"GET /v1/sta").await.unwrap();
+    // The API has taken the connection: it answers the next one.
+    Client::new(&path).status().await.unwrap();
+    serving.end().await;
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn failure_to_answer_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lbd.sock");
+    let (requests, mut inbox) = mpsc::channel(1);
+    let _serving = Server::bind(&path).unwrap().start(requests);
+    tokio::spawn(async move {
+        let Some(Request::Stats(reply)) = inbox.recv().await else { panic!() };
+        reply.send(Err("read counter 3: no".into())).unwrap();
+    });
+    match Client::new(&path).stats().await {
+        Err(ClientError::Refused { status: 500, message }) => assert_eq!(message, "read counter 3: no"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]
@@ -289,7 +315,7 @@ async fn client_of_stopping_daemon_is_told_so() {
     let path = directory.path().join("lbd.sock");
     let (requests, inbox) = mpsc::channel(1);
     drop(inbox);
-    let _served = tokio::spawn(Server::bind(&path).unwrap().serve(requests, std::future::pending()));
+    let _serving = Server::bind(&path).unwrap().start(requests);
     match Client::new(&path).reals().await {
         Err(ClientError::Refused { status: 503, message }) => assert_eq!(message, "the daemon is stopping"),
         other => panic!("{other:?}"),

@@ -1,25 +1,25 @@
 //! What the daemon tells `lbctl`: the core's state, the prober's and the counters, put together.
 
-use super::{Daemon, Error};
+use super::Daemon;
 use crate::{
     config::VipKey,
-    data_plane::{Mode, Report},
+    data_plane::{Error, Mode, Report},
     model::{
         Admin, ConfigStatus, Health, InterfaceStatus, Phase, ProberStatus, ProgramStatus, RealRow, RealStats,
         ReasonStats, RingShare, RingStatus, Stats, Status, TrackedStats, Verdict, VipRow, VipStats, VipSummary,
         XdpMode,
     },
-    reconcile,
     service::Service,
 };
 use hc_prober::{CheckStatus, State};
 use jiff::Timestamp;
 use lb_ebpf::{
-    counter::{Action, FlowEvent},
+    counter::{Action, Counter, FlowEvent, Reason},
     ring::RING_SLOTS,
 };
 use std::{
     collections::HashMap,
+    net::IpAddr,
     time::{Instant, SystemTime},
 };
 
@@ -40,30 +40,23 @@ fn reals_up(service: &Service) -> u32 {
 }
 
 impl Daemon {
-    pub(super) async fn status(&mut self) -> Result<Status, Error> {
-        let report = self.worker.report(Vec::new(), Vec::new()).await?;
+    pub(super) async fn status(&self) -> impl Future<Output = Result<Status, Error>> + Send + use<> {
+        let report = self.worker.report(Vec::new(), Vec::new());
         let counters = self.prober.counters().await;
         let checks = self.prober.status().await.len();
-        let phase = match self.core.phase() {
-            reconcile::Phase::Starting => Phase::Starting,
-            reconcile::Phase::Running => Phase::Running,
-        };
-        Ok(Status {
+        let mut status = Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             started: self.started,
-            phase,
+            phase: if self.attached.is_empty() { Phase::Starting } else { Phase::Running },
             config: ConfigStatus {
                 path: self.options.config.clone(),
                 revision: self.revision,
                 loaded_at: self.loaded_at,
                 last_reload_error: self.last_reload_error.clone(),
             },
-            interfaces: self.interfaces(&report),
-            program: Some(ProgramStatus {
-                id: report.program.id,
-                verified_insns: report.program.verified_instructions,
-            }),
+            interfaces: self.interfaces(),
+            program: None,
             prober: ProberStatus {
                 checks: u64::from(count(checks)),
                 sent: counters.sent,
@@ -73,10 +66,15 @@ impl Daemon {
             },
             vips: self.core.services().map(summary).collect(),
             rings: self.core.services().map(|s| self.ring_status(s)).collect(),
-        })
+        };
+        async move {
+            let program = report.await?.program;
+            status.program = Some(ProgramStatus { id: program.id, verified_insns: program.verified_instructions });
+            Ok(status)
+        }
     }
 
-    fn interfaces(&self, report: &Report) -> Vec<InterfaceStatus> {
+    fn interfaces(&self) -> Vec<InterfaceStatus> {
         let mode = match self.options.mode {
             Mode::Native => XdpMode::Native,
             Mode::Generic => XdpMode::Generic,
@@ -84,7 +82,7 @@ impl Daemon {
         let status = |name: &String| InterfaceStatus {
             name: name.clone(),
             mode,
-            attached: report.attached.iter().any(|a| a.interface == *name),
+            attached: self.attached.iter().any(|a| a.interface == *name),
         };
         self.core.config().node().interfaces().iter().map(status).collect()
     }
@@ -106,11 +104,10 @@ impl Daemon {
         format!("{:016x}", self.core.digest(service))
     }
 
-    pub(super) async fn vip_rows(&mut self) -> Result<Vec<VipRow>, Error> {
-        let indexes = self.core.services().map(|s| s.index).collect();
-        let report = self.worker.report(indexes, Vec::new()).await?;
+    pub(super) fn vip_rows(&self) -> impl Future<Output = Result<Vec<VipRow>, Error>> + Send + use<> {
+        let report = self.worker.report(self.core.services().map(|s| s.index).collect(), Vec::new());
         let now = Instant::now();
-        let row = |(service, counter): (&Service, &lb_ebpf::counter::Counter)| {
+        let row = |service: &Service| {
             let VipKey { address, protocol, port } = service.config.key();
             let until =
                 service.ring.window_until().map(|at| timestamp(SystemTime::now() + at.saturating_duration_since(now)));
@@ -122,12 +119,18 @@ impl Daemon {
                 reals_total: count(service.configured().count()),
                 ring_size: ring_size(),
                 digest: self.digest(service),
-                packets: counter.packets,
-                bytes: counter.bytes,
+                packets: 0,
+                bytes: 0,
                 window_open_until: until,
             }
         };
-        Ok(self.core.services().zip(&report.vips).map(row).collect())
+        let mut rows: Vec<_> = self.core.services().map(row).collect();
+        async move {
+            for (row, counter) in rows.iter_mut().zip(report.await?.vips) {
+                (row.packets, row.bytes) = (counter.packets, counter.bytes);
+            }
+            Ok(rows)
+        }
     }
 
     pub(super) async fn real_rows(&mut self) -> Vec<RealRow> {
@@ -158,42 +161,41 @@ impl Daemon {
         rows
     }
 
-    pub(super) async fn stats(&mut self) -> Result<Stats, Error> {
+    pub(super) fn stats(&self) -> impl Future<Output = Result<Stats, Error>> + Send + use<> {
         let (addresses, ids): (Vec<_>, Vec<_>) = self.core.reals().unzip();
-        let indexes = self.core.services().map(|s| s.index).collect();
-        let report = self.worker.report(indexes, ids).await?;
-        let vip = |(service, counter): (&Service, &lb_ebpf::counter::Counter)| {
-            let VipKey { address, protocol, port } = service.config.key();
-            VipStats { vip: address, protocol, port, packets: counter.packets, bytes: counter.bytes }
-        };
-        let events = |wanted: &[FlowEvent]| {
-            report.flow_events.iter().filter(|(event, _)| wanted.contains(event)).map(|(_, n)| n).sum()
-        };
-        Ok(Stats {
-            vips: self.core.services().zip(&report.vips).map(vip).collect(),
-            reals: addresses
-                .into_iter()
-                .zip(&report.reals)
-                .map(|(real, c)| RealStats { real, packets: c.packets, bytes: c.bytes })
-                .collect(),
-            reasons: report
-                .reasons
-                .iter()
-                .map(|(r, c)| ReasonStats {
-                    verdict: match r.action() {
-                        Action::Pass => Verdict::Pass,
-                        Action::Drop => Verdict::Drop,
-                        Action::Transmit | Action::Redirect => Verdict::Tx,
-                    },
-                    reason: r.code().to_owned(),
-                    packets: c.packets,
-                })
-                .collect(),
-            tracked: TrackedStats {
-                hits: events(&[FlowEvent::Hit]),
-                misses: events(&[FlowEvent::MissSyn, FlowEvent::MissTcp, FlowEvent::MissUdp]),
-            },
-        })
+        let (vips, indexes): (Vec<_>, Vec<_>) = self.core.services().map(|s| (s.config.key(), s.index)).unzip();
+        let report = self.worker.report(indexes, ids);
+        async move { Ok(stats(&vips, &addresses, &report.await?)) }
+    }
+}
+
+fn stats(vips: &[VipKey], reals: &[IpAddr], report: &Report) -> Stats {
+    let vip = |(vip, counter): (&VipKey, &Counter)| {
+        let VipKey { address, protocol, port } = *vip;
+        VipStats { vip: address, protocol, port, packets: counter.packets, bytes: counter.bytes }
+    };
+    let real =
+        |(&real, counter): (&IpAddr, &Counter)| RealStats { real, packets: counter.packets, bytes: counter.bytes };
+    let reason = |(reason, counter): &(Reason, Counter)| ReasonStats {
+        verdict: match reason.action() {
+            Action::Pass => Verdict::Pass,
+            Action::Drop => Verdict::Drop,
+            Action::Transmit | Action::Redirect => Verdict::Tx,
+        },
+        reason: reason.code().to_owned(),
+        packets: counter.packets,
+    };
+    let events = |wanted: &[FlowEvent]| {
+        report.flow_events.iter().filter(|(event, _)| wanted.contains(event)).map(|(_, n)| n).sum()
+    };
+    Stats {
+        vips: vips.iter().zip(&report.vips).map(vip).collect(),
+        reals: reals.iter().zip(&report.reals).map(real).collect(),
+        reasons: report.reasons.iter().map(reason).collect(),
+        tracked: TrackedStats {
+            hits: events(&[FlowEvent::Hit]),
+            misses: events(&[FlowEvent::MissSyn, FlowEvent::MissTcp, FlowEvent::MissUdp]),
+        },
     }
 }
 

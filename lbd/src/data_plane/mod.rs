@@ -3,10 +3,11 @@
 mod attachment;
 mod bpffs;
 mod inheritance;
+mod pending;
 mod worker;
 
 pub use attachment::{Attached, Mode};
-pub use worker::{Report, Worker};
+pub use worker::{Outcome, Report, Worker};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -21,8 +22,14 @@ use lb_ebpf::{
     ring::{RealId, Ring},
     vip::VipTable,
 };
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    thread,
+};
 
+/// Threads that swap rings at the same time.
+const SWAPPERS: usize = 64;
 const PROGRAM: &str = "load_balancer";
 /// Maps that a daemon and the next one share: flows name reals by their index, and counters count on.
 const SHARED_MAPS: [&str; 3] = ["REALS", "FLOWS", "COUNTS"];
@@ -46,6 +53,8 @@ impl Error {
     }
 }
 
+type Rings = ArrayOfMaps<MapData, Array<MapData, Ring>>;
+
 /// Identity and size of the loaded program.
 #[derive(Clone, Copy, Debug)]
 pub struct ProgramInfo {
@@ -59,7 +68,7 @@ pub struct ProgramInfo {
 pub struct DataPlane {
     ebpf: Ebpf,
     vips: ArrayOfMaps<MapData, Array<MapData, VipTable>>,
-    rings: ArrayOfMaps<MapData, Array<MapData, Ring>>,
+    rings: Rings,
     reals: Array<MapData, RealEntry>,
     counts: PerCpuArray<MapData, Counter>,
     /// The kernel's ids of [`OWN_MAPS`].
@@ -109,9 +118,28 @@ impl DataPlane {
     /// # Errors
     /// The kernel refuses a map or an update.
     pub fn swap_ring(&mut self, index: u16, ring: &Ring) -> Result<(), Error> {
-        filled(ring)
-            .and_then(|inner| self.rings.set(u32::from(index), &inner, 0))
-            .map_err(Error::new("swap", format!("ring {index}")))
+        swap(&mut self.rings, index, ring)
+    }
+
+    /// Swaps many rings, and returns those that the kernel refused.
+    ///
+    /// The kernel waits for a grace period in each update of an outer map. Updates at the same time wait for the same
+    /// one, so each of a few threads swaps its part.
+    pub fn swap_rings(&mut self, rings: &BTreeMap<u16, Box<Ring>>) -> BTreeMap<u16, Error> {
+        if let [(&index, ring)] = rings.iter().collect::<Vec<_>>()[..] {
+            return self.swap_ring(index, ring).err().map(|error| (index, error)).into_iter().collect();
+        }
+        let [_, outer] = self.own_maps;
+        let all: Vec<(u16, &Ring)> = rings.iter().map(|(&index, ring)| (index, &**ring)).collect();
+        thread::scope(|scope| {
+            let parts = all.chunks(all.len().div_ceil(SWAPPERS).max(1));
+            let swappers: Vec<_> = parts.map(|part| (part, scope.spawn(move || swap_part(outer, part)))).collect();
+            let failures = swappers.into_iter().flat_map(|(part, swapper)| {
+                let ended = |_| part.iter().map(|&(index, _)| (index, refused(index)("a thread ended"))).collect();
+                swapper.join().unwrap_or_else(ended)
+            });
+            failures.collect()
+        })
     }
 
     /// Fills a table of VIPs aside and swaps it in.
@@ -172,6 +200,23 @@ impl DataPlane {
         SHARED_MAPS.iter().try_for_each(|map| bpffs::remove(&self.directory.join(map)))?;
         self.unpin_own_maps()
     }
+}
+
+fn swap_part(outer: u32, part: &[(u16, &Ring)]) -> BTreeMap<u16, Error> {
+    let open = || -> Result<Rings, MapError> { Map::from_map_data(MapData::from_id(outer)?)?.try_into() };
+    let failure = |&(index, ring): &(u16, &Ring)| {
+        let swapped = open().map_err(refused(index)).and_then(|mut rings| swap(&mut rings, index, ring));
+        swapped.err().map(|error| (index, error))
+    };
+    part.iter().filter_map(failure).collect()
+}
+
+fn swap(rings: &mut Rings, index: u16, ring: &Ring) -> Result<(), Error> {
+    filled(ring).and_then(|inner| rings.set(u32::from(index), &inner, 0)).map_err(refused(index))
+}
+
+fn refused<E: Into<Box<dyn std::error::Error + Send + Sync>>>(index: u16) -> impl FnOnce(E) -> Error {
+    Error::new("swap", format!("ring {index}"))
 }
 
 fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, Error> {

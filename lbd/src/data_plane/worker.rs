@@ -1,7 +1,7 @@
-//! The data plane on a thread of its own: an outer map's update waits for an RCU grace period (about 12 ms),
-//! which is nothing for an async task to wait for.
+//! The data plane on a thread of its own: an outer map's update waits for an RCU grace period (12 to 20 ms), which is
+//! nothing for an async task to wait for, and a driver may take seconds to attach.
 
-use super::{Attached, DataPlane, Error, Mode, ProgramInfo};
+use super::{Attached, DataPlane, Error, Mode, ProgramInfo, pending::Pending};
 use crate::reconcile::Inheritance;
 use lb_ebpf::{
     counter::{Counter, FlowEvent, Reason, real_index, vip_index},
@@ -9,29 +9,42 @@ use lb_ebpf::{
     ring::{RealId, Ring},
     vip::VipTable,
 };
-use std::{path::PathBuf, sync::mpsc, thread};
-use tokio::sync::oneshot;
+use std::{
+    path::PathBuf,
+    sync::mpsc::{self, RecvError, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
+use tokio::sync::{mpsc::UnboundedReceiver, oneshot};
 
 /// Reading a map hands its value over on the stack, several times in a debug build: a table of VIPs has 128 KiB.
 const STACK: usize = 8 << 20;
+/// When what the kernel refused is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
-/// What the worker is asked to do.
+/// What the worker is told.
 enum Job {
     Real(RealId, RealEntry),
     Ring(u16, Box<Ring>),
     Vips(Box<VipTable>),
-    Attach(Vec<String>, Mode, oneshot::Sender<Result<(), Error>>),
+    Ask(Question),
+}
+
+/// What is answered once everything before it is done.
+enum Question {
+    Attach(Vec<String>, Mode),
     Report(Vec<u16>, Vec<RealId>, oneshot::Sender<Result<Report, Error>>),
     Detach(oneshot::Sender<Result<(), Error>>),
 }
+
+/// What became of the attachment.
+pub type Outcome = Result<Vec<Attached>, Error>;
 
 /// What the data plane says of itself.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The loaded program.
     pub program: ProgramInfo,
-    /// Where it is attached.
-    pub attached: Vec<Attached>,
     /// Every reason with its counter.
     pub reasons: Vec<(Reason, Counter)>,
     /// Every flow event with its count.
@@ -42,7 +55,8 @@ pub struct Report {
     pub reals: Vec<Counter>,
 }
 
-/// A handle on the data plane's thread. Jobs are done in the order given.
+/// A handle on the data plane's thread. It takes what it is told in the order given, and of what waits for the same place
+/// it writes only the newest. What the kernel refuses is logged and tried again.
 pub struct Worker {
     jobs: mpsc::Sender<Job>,
 }
@@ -53,25 +67,27 @@ pub struct Worker {
 struct Gone;
 
 impl Worker {
-    /// Loads the data plane on a new thread; returns what an earlier daemon left.
+    /// Loads the data plane on a new thread; returns what an earlier daemon left, and where the outcome of each
+    /// [`Worker::attach`] comes. That ends when the thread does.
     ///
     /// # Errors
     /// As [`DataPlane::load`].
-    pub fn start(directory: PathBuf) -> Result<(Self, Inheritance), Error> {
+    pub fn start(directory: PathBuf) -> Result<(Self, Inheritance, UnboundedReceiver<Outcome>), Error> {
         let (jobs, queue) = mpsc::channel();
+        let (outcomes, attachments) = tokio::sync::mpsc::unbounded_channel();
         let (started, outcome) = mpsc::channel();
         let body = move || match DataPlane::load(&directory) {
             Ok(data_plane) => {
                 // The starter waits for this; it is there.
                 let _ = started.send(Ok(data_plane.inheritance()));
-                run(data_plane, &queue);
+                run(data_plane, &queue, &outcomes);
             }
             Err(error) => drop(started.send(Err(error))),
         };
         let thread = thread::Builder::new().name("data-plane".into()).stack_size(STACK).spawn(body);
         thread.map_err(Error::new("start", "the data plane's thread"))?;
         let inheritance = outcome.recv().map_err(Error::new("start", "the data plane's thread"))??;
-        Ok((Self { jobs }, inheritance))
+        Ok((Self { jobs }, inheritance, attachments))
     }
 
     /// Writes a real.
@@ -89,20 +105,21 @@ impl Worker {
         self.submit(Job::Vips(table));
     }
 
-    /// Attaches to these interfaces.
-    ///
-    /// # Errors
-    /// As [`DataPlane::attach`]; what was attached stays so until [`Worker::detach`].
-    pub async fn attach(&self, interfaces: Vec<String>, mode: Mode) -> Result<(), Error> {
-        self.ask(|answer| Job::Attach(interfaces, mode, answer)).await
+    /// Attaches to these interfaces; the outcome comes where [`Worker::start`] said.
+    pub fn attach(&self, interfaces: Vec<String>, mode: Mode) {
+        self.submit(Job::Ask(Question::Attach(interfaces, mode)));
     }
 
-    /// Reads the counters of these VIPs and reals, and everything else.
+    /// Reads the counters of these VIPs and reals, and everything else. Asked at once, wherever it is awaited.
     ///
     /// # Errors
     /// The kernel refuses a look-up.
-    pub async fn report(&self, vips: Vec<u16>, reals: Vec<RealId>) -> Result<Report, Error> {
-        self.ask(|answer| Job::Report(vips, reals, answer)).await
+    pub fn report(
+        &self,
+        vips: Vec<u16>,
+        reals: Vec<RealId>,
+    ) -> impl Future<Output = Result<Report, Error>> + Send + use<> {
+        answered(self.ask(|answer| Question::Report(vips, reals, answer)))
     }
 
     /// Detaches everywhere and removes what is pinned.
@@ -110,13 +127,16 @@ impl Worker {
     /// # Errors
     /// As [`DataPlane::detach`].
     pub async fn detach(&self) -> Result<(), Error> {
-        self.ask(Job::Detach).await
+        answered(self.ask(Question::Detach)).await
     }
 
-    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Job) -> Result<T, Error> {
+    fn ask<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Question,
+    ) -> oneshot::Receiver<Result<T, Error>> {
         let (answer, outcome) = oneshot::channel();
-        self.submit(job(answer));
-        outcome.await.map_err(|_| Error::new("ask", "the data plane")(Gone))?
+        self.submit(Job::Ask(question(answer)));
+        outcome
     }
 
     fn submit(&self, job: Job) {
@@ -126,39 +146,54 @@ impl Worker {
     }
 }
 
-fn run(mut data_plane: DataPlane, queue: &mpsc::Receiver<Job>) {
-    let mut attached = Vec::new();
-    for job in queue {
-        let done = match job {
-            Job::Real(id, entry) => data_plane.set_real(id, entry),
-            Job::Ring(index, ring) => data_plane.swap_ring(index, &ring),
-            Job::Vips(table) => data_plane.swap_vips(&table),
-            // An answer that nobody waits for any more is dropped.
-            Job::Attach(interfaces, mode, answer) => {
-                let outcome = data_plane.attach(&interfaces, mode).map(|now| attached = now);
-                drop(answer.send(outcome));
-                Ok(())
+async fn answered<T>(outcome: oneshot::Receiver<Result<T, Error>>) -> Result<T, Error> {
+    outcome.await.map_err(|_| Error::new("ask", "the data plane")(Gone))?
+}
+
+fn run(mut data_plane: DataPlane, queue: &mpsc::Receiver<Job>, outcomes: &tokio::sync::mpsc::UnboundedSender<Outcome>) {
+    let mut pending = Pending::default();
+    while let Ok(question) = take(queue, &mut pending) {
+        let written = pending.flush(&mut data_plane);
+        if let Err(error) = &written {
+            tracing::error!(%error, again = ?RETRY, "the data plane was not updated");
+        }
+        // An answer that nobody waits for any more is dropped.
+        match question {
+            Some(Question::Attach(interfaces, mode)) => {
+                drop(outcomes.send(written.and_then(|()| data_plane.attach(&interfaces, mode))));
             }
-            Job::Report(vips, reals, answer) => {
-                drop(answer.send(report(&mut data_plane, &attached, &vips, &reals)));
-                Ok(())
-            }
-            Job::Detach(answer) => {
-                attached.clear();
-                drop(answer.send(data_plane.detach()));
-                Ok(())
-            }
-        };
-        if let Err(error) = done {
-            tracing::error!(%error, "the data plane was not updated");
+            Some(Question::Report(vips, reals, answer)) => drop(answer.send(report(&mut data_plane, &vips, &reals))),
+            Some(Question::Detach(answer)) => drop(answer.send(data_plane.detach())),
+            None => {}
         }
     }
 }
 
-fn report(data_plane: &mut DataPlane, attached: &[Attached], vips: &[u16], reals: &[RealId]) -> Result<Report, Error> {
+/// Waits for jobs, and takes all that are there, up to a question; nothing when it is time to try again.
+fn take(queue: &mpsc::Receiver<Job>, pending: &mut Pending) -> Result<Option<Question>, RecvError> {
+    let first = if pending.is_empty() {
+        Some(queue.recv()?)
+    } else {
+        match queue.recv_timeout(RETRY) {
+            Ok(job) => Some(job),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return Err(RecvError),
+        }
+    };
+    for job in first.into_iter().chain(queue.try_iter()) {
+        match job {
+            Job::Real(id, entry) => pending.real(id, entry),
+            Job::Ring(index, ring) => pending.ring(index, ring),
+            Job::Vips(table) => pending.vips(table),
+            Job::Ask(question) => return Ok(Some(question)),
+        }
+    }
+    Ok(None)
+}
+
+fn report(data_plane: &mut DataPlane, vips: &[u16], reals: &[RealId]) -> Result<Report, Error> {
     Ok(Report {
         program: data_plane.program_info()?,
-        attached: attached.to_vec(),
         reasons: Reason::ALL.iter().map(|&r| Ok((r, data_plane.reason(r)?))).collect::<Result<_, Error>>()?,
         flow_events: FlowEvent::ALL
             .iter()

@@ -1,0 +1,148 @@
+//! What the maps do not hold yet: of each real, ring and table only the newest.
+
+use super::{DataPlane, Error};
+use lb_ebpf::{
+    real::RealEntry,
+    ring::{RealId, Ring},
+    vip::VipTable,
+};
+use std::collections::BTreeMap;
+
+/// The maps that are written.
+pub(super) trait Maps {
+    /// Writes a real.
+    fn set_real(&mut self, id: RealId, entry: RealEntry) -> Result<(), Error>;
+    /// Swaps rings; those that the kernel refuses are returned.
+    fn swap_rings(&mut self, rings: &BTreeMap<u16, Box<Ring>>) -> BTreeMap<u16, Error>;
+    /// Swaps the table of VIPs.
+    fn swap_vips(&mut self, table: &VipTable) -> Result<(), Error>;
+}
+
+impl Maps for DataPlane {
+    fn set_real(&mut self, id: RealId, entry: RealEntry) -> Result<(), Error> {
+        Self::set_real(self, id, entry)
+    }
+
+    fn swap_rings(&mut self, rings: &BTreeMap<u16, Box<Ring>>) -> BTreeMap<u16, Error> {
+        Self::swap_rings(self, rings)
+    }
+
+    fn swap_vips(&mut self, table: &VipTable) -> Result<(), Error> {
+        Self::swap_vips(self, table)
+    }
+}
+
+/// What waits to be written.
+#[derive(Default)]
+pub(super) struct Pending {
+    reals: BTreeMap<RealId, RealEntry>,
+    rings: BTreeMap<u16, Box<Ring>>,
+    vips: Option<Box<VipTable>>,
+}
+
+impl Pending {
+    pub(super) fn real(&mut self, id: RealId, entry: RealEntry) {
+        self.reals.insert(id, entry);
+    }
+
+    pub(super) fn ring(&mut self, index: u16, ring: Box<Ring>) {
+        self.rings.insert(index, ring);
+    }
+
+    pub(super) fn vips(&mut self, table: Box<VipTable>) {
+        self.vips = Some(table);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.reals.is_empty() && self.rings.is_empty() && self.vips.is_none()
+    }
+
+    /// Writes the reals, then the rings that name them, then the table that names the rings. What is refused stays; one
+    /// of the errors is returned.
+    pub(super) fn flush(&mut self, maps: &mut impl Maps) -> Result<(), Error> {
+        let mut refused = None;
+        self.reals.retain(|&id, entry| maps.set_real(id, *entry).map_err(|error| refused = Some(error)).is_err());
+        let failed = maps.swap_rings(&self.rings);
+        self.rings.retain(|index, _| failed.contains_key(index));
+        refused = refused.or_else(|| failed.into_values().next());
+        if let Some(error) = refused {
+            return Err(error);
+        }
+        if let Some(table) = &self.vips {
+            maps.swap_vips(table)?;
+            self.vips = None;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lb_ebpf::{
+        hash::HashKey,
+        ring::{RING_SLOTS, Slot},
+    };
+    use std::net::Ipv4Addr;
+
+    /// Maps that refuse to swap one ring.
+    #[derive(Default)]
+    struct Fake {
+        refused: Option<u16>,
+        said: Vec<String>,
+    }
+
+    impl Maps for Fake {
+        fn set_real(&mut self, id: RealId, entry: RealEntry) -> Result<(), Error> {
+            self.said.push(format!("real {id} serves {}", entry.serves));
+            Ok(())
+        }
+
+        fn swap_rings(&mut self, rings: &BTreeMap<u16, Box<Ring>>) -> BTreeMap<u16, Error> {
+            self.said.extend(rings.iter().map(|(index, ring)| format!("ring {index} of {}", ring.slots[0].cur())));
+            let error = |index| (index, Error::new("swap", format!("ring {index}"))("no memory"));
+            self.refused.filter(|index| rings.contains_key(index)).map(error).into_iter().collect()
+        }
+
+        fn swap_vips(&mut self, _: &VipTable) -> Result<(), Error> {
+            self.said.push("vips".to_owned());
+            Ok(())
+        }
+    }
+
+    #[expect(clippy::large_stack_arrays, reason = "64 KiB, boxed at once")]
+    fn ring(real: RealId) -> Box<Ring> {
+        Box::new(Ring { slots: [Slot::new(real, 0, false, false); RING_SLOTS] })
+    }
+
+    fn full() -> Pending {
+        let mut pending = Pending::default();
+        pending.vips(Box::new(VipTable::new(HashKey::default(), 1, 0)));
+        for (index, real) in [(0, 7), (1, 7), (0, 8)] {
+            pending.ring(index, ring(real));
+        }
+        for serves in [0, 1] {
+            pending.real(7, RealEntry::ipip(Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, None, serves));
+        }
+        pending
+    }
+
+    #[test]
+    fn flush_writes_the_newest_of_each_once_and_in_the_order_of_use() {
+        let (mut pending, mut maps) = (full(), Fake::default());
+        pending.flush(&mut maps).unwrap();
+        assert_eq!(maps.said, ["real 7 serves 1", "ring 0 of 8", "ring 1 of 7", "vips"]);
+        assert!(pending.is_empty());
+    }
+
+    #[test]
+    fn flush_refused_keeps_what_is_missing_for_the_next_time() {
+        let (mut pending, mut maps) = (full(), Fake { refused: Some(1), ..Fake::default() });
+        assert_eq!(pending.flush(&mut maps).unwrap_err().to_string(), "swap ring 1: no memory");
+        assert!(!pending.is_empty());
+        maps = Fake::default();
+        pending.flush(&mut maps).unwrap();
+        assert_eq!(maps.said, ["ring 1 of 7", "vips"], "a table must not name a ring that is not there");
+        assert!(pending.is_empty());
+    }
+}
