@@ -25,9 +25,9 @@ pub use diff::Change;
 pub use error::{ConfigError, Mistake};
 
 /// Most VIPs one node takes.
-pub const MAX_VIPS: usize = 512;
-/// Most different real addresses one node takes: an index into them is 12 bits wide in a ring slot, and 0 means "none".
-pub const MAX_REALS: usize = 4095;
+pub use lb_ebpf::vip::MAX_VIPS;
+/// Most different real addresses one node takes: the map's index 0 means "none".
+pub const MAX_REALS: usize = lb_ebpf::real::MAX_REALS - 1;
 /// The ring seed of a configuration that names none. It is public: set `node.seed` where clients are not trusted, to the same
 /// value on every node, or they can choose flows that all land on one real.
 pub const DEFAULT_SEED: [u8; 16] = *b"lbd default seed";
