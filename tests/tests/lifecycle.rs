@@ -8,7 +8,7 @@ use lb_ebpf::{counter::Reason, real::RealEntry};
 use lbd::model::{Health, Stats};
 use nix::sys::signal::Signal;
 use std::{fs, time::Instant};
-use tests::lab::{Error, wait_for};
+use tests::lab::{Error, binary, run, wait_for};
 
 /// How many requests make sure that something goes on.
 const SOME: usize = 20;
@@ -202,4 +202,34 @@ fn router_with_another_mac_is_followed_by_packets_and_probes() {
     // TCP asks again for what was lost until the neighbour was found.
     let failed: Vec<_> = outcomes.iter().filter(|outcome| outcome.real.is_err()).collect();
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn second_lbd_on_the_same_pins_is_refused_and_named_the_first() {
+    let service = Service::with("twice", 1, 1, &[]);
+    let paths = service.lab.lbd();
+    let mut second = service.lab.lb().command(binary("lbd").unwrap());
+    second.args(["run", "--config"]).arg(&paths.config).arg("--socket").arg(service.lab.lb().dir().join("second.sock"));
+    second.arg("--state-dir").arg(&paths.state).arg("--bpffs").arg(&paths.pins);
+    let error = run(&mut second).unwrap_err();
+    let Error::Failed { stderr, .. } = &error else { panic!("{error}") };
+    assert!(stderr.contains(&format!("a running lbd (pid {}) has it", service.status().pid)), "{stderr}");
+    service.requests(5);
+}
+
+#[test]
+fn lbd_that_cannot_attach_to_one_interface_attaches_to_none_and_leaves_no_pin() {
+    let mut service = Service::with("undo", 1, 1, &[]);
+    service.lbd.signal(Signal::SIGTERM).unwrap();
+    service.lbd.wait(SOON).unwrap();
+    let (lab, paths) = (&service.lab, service.lab.lbd());
+    // The driver of the second one has no XDP.
+    let config = fs::read_to_string(&paths.config).unwrap();
+    let config = config.replace("interface = \"eth0\"", "interface = [\"eth0\", \"lo\"]");
+    let mut lbd = lab.start_lbd(&config, &[]).unwrap();
+    assert!(!lbd.wait(SOON).unwrap().success());
+    let said = fs::read_to_string(&paths.log).unwrap();
+    assert!(said.contains("attach XDP to lo: `bpf_link_create` failed: Operation not supported"), "{said}");
+    assert!(!lab.lb().run("ip -d link show eth0").unwrap().contains("prog/xdp"));
+    assert_eq!(fs::read_dir(lab.pins()).unwrap().count(), 0);
 }

@@ -7,10 +7,7 @@ use aya::programs::{
     links::{FdLink, PinnedLink},
     xdp::XdpLink,
 };
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 /// Where the kernel runs the program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -31,6 +28,15 @@ pub struct Attached {
     pub mode: Mode,
 }
 
+/// What an attachment has done so far.
+#[derive(Default)]
+struct Done {
+    /// Pins of links that were not there.
+    created: Vec<PathBuf>,
+    /// An earlier daemon's program has given way.
+    replaced: bool,
+}
+
 const LINK_PREFIX: &str = "link_";
 
 impl DataPlane {
@@ -38,46 +44,77 @@ impl DataPlane {
     /// in place without losing a packet, or removed if the interface is not among these.
     ///
     /// # Errors
-    /// No such interface; somebody else's program is on it; its driver has no XDP and `mode` is native.
+    /// No such interface; somebody else's program is on it; its driver has no XDP and `mode` is native. Then what this
+    /// call attached is detached again.
     pub fn attach(&mut self, interfaces: &[String], mode: Mode) -> Result<Vec<Attached>, Error> {
-        self.pin_own_maps()?;
-        let mut pins = BTreeSet::new();
-        let mut attached = Vec::new();
-        for interface in interfaces {
-            pins.insert(self.attach_one(interface, mode)?);
-            attached.push(Attached { interface: interface.clone(), mode });
+        let mut done = Done::default();
+        let outcome = self.attach_all(interfaces, mode, &mut done);
+        if outcome.is_err() {
+            // The first error is the one to be told.
+            let _ = self.undo(&done).inspect_err(|error| tracing::error!(%error, "something stays attached"));
         }
-        self.replace_own_maps()?;
-        self.links()?.iter().filter(|pin| !pins.contains(*pin)).try_for_each(|pin| bpffs::remove(pin))?;
-        Ok(attached)
+        outcome
     }
 
-    /// Returns where the link is pinned.
-    fn attach_one(&mut self, interface: &str, mode: Mode) -> Result<PathBuf, Error> {
-        let index = nix::net::if_::if_nametoindex(interface).map_err(Error::new("attach XDP to", interface))?;
-        // Not the name: a bpffs refuses dots.
-        let pin = self.directory.join(format!("{LINK_PREFIX}{index}"));
-        if pin.exists() {
-            match self.replace(&pin) {
-                Ok(()) => return Ok(pin),
-                // The interface it was on is gone, and another has its index.
-                Err(error) => {
-                    tracing::warn!(%error, "the earlier link is stale");
-                    bpffs::remove(&pin)?;
+    fn attach_all(&mut self, interfaces: &[String], mode: Mode, done: &mut Done) -> Result<Vec<Attached>, Error> {
+        let pins = interfaces.iter().map(|interface| self.pin_of(interface)).collect::<Result<Vec<_>, Error>>()?;
+        self.pin_own_maps()?;
+        // First where no link is: that is what may fail, and can be undone without a packet noticing.
+        let mut links: Vec<_> = interfaces.iter().zip(&pins).collect();
+        links.sort_by_key(|(_, pin)| pin.exists());
+        for (interface, pin) in links {
+            if pin.exists() {
+                match self.replace(pin) {
+                    Ok(()) => {
+                        done.replaced = true;
+                        continue;
+                    }
+                    // The interface it was on is gone, and another has its index.
+                    Err(error) => {
+                        tracing::warn!(%error, "the earlier link is stale");
+                        bpffs::remove(pin)?;
+                    }
                 }
             }
+            self.create(interface, pin, mode)?;
+            done.created.push(pin.clone());
         }
+        self.replace_own_maps()?;
+        self.links()?.iter().filter(|pin| !pins.contains(pin)).try_for_each(|pin| bpffs::remove(pin))?;
+        Ok(interfaces.iter().map(|interface| Attached { interface: interface.clone(), mode }).collect())
+    }
+
+    /// Takes back what was attached anew. Where an earlier daemon's program was replaced this one stays, and so do its
+    /// maps: packets go on meeting whole rings.
+    fn undo(&self, done: &Done) -> Result<(), Error> {
+        done.created.iter().try_for_each(|pin| bpffs::remove(pin))?;
+        if self.links()?.is_empty() {
+            self.unpin_maps()
+        } else if done.replaced {
+            self.replace_own_maps()
+        } else {
+            self.unpin_new_maps()
+        }
+    }
+
+    /// Where the link of an interface is pinned: not under its name, for a bpffs refuses dots.
+    fn pin_of(&self, interface: &str) -> Result<PathBuf, Error> {
+        let index = nix::net::if_::if_nametoindex(interface).map_err(Error::new("attach XDP to", interface))?;
+        Ok(self.directory.join(format!("{LINK_PREFIX}{index}")))
+    }
+
+    fn create(&mut self, interface: &str, pin: &Path, mode: Mode) -> Result<(), Error> {
         let flags = match mode {
             Mode::Native => XdpMode::Driver,
             Mode::Generic => XdpMode::Skb,
         };
         let xdp = self.xdp()?;
-        let id = xdp.attach_to_if_index(index, flags).map_err(Error::new("attach XDP to", interface))?;
+        let id = xdp.attach(interface, flags).map_err(Error::new("attach XDP to", interface))?;
         let link = xdp.take_link(id).map_err(Error::new("attach XDP to", interface))?;
         // A link by netlink cannot be pinned; it means that the kernel refused a real one.
         let link = FdLink::try_from(link).map_err(Error::new("attach XDP by a link to", interface))?;
-        link.pin(&pin).map_err(Error::new("pin", pin.display()))?;
-        Ok(pin)
+        link.pin(pin).map_err(Error::new("pin", pin.display()))?;
+        Ok(())
     }
 
     fn replace(&mut self, pin: &Path) -> Result<(), Error> {

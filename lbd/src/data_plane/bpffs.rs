@@ -4,9 +4,17 @@ use super::Error;
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
-    sys::statfs::{FsType, statfs},
+    sys::{
+        stat::{major, minor},
+        statfs::{FsType, statfs},
+    },
 };
-use std::{fs, io, path::Path};
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+};
 
 const MOUNT_POINT: &str = "/sys/fs/bpf";
 const BPF_FS_MAGIC: FsType = FsType(libc::BPF_FS_MAGIC);
@@ -26,6 +34,33 @@ pub(super) fn ensure(directory: &Path) -> Result<(), Error> {
     Err(Error::new("use", directory.display())(
         "it is not on a BPF file system; mount one, or choose --bpffs under one",
     ))
+}
+
+/// Takes the directory for this process, for as long as the lock is held: two daemons on the same maps would undo each
+/// other's work.
+pub(super) fn lock(directory: &Path) -> Result<File, Error> {
+    let lock = File::open(directory).map_err(Error::new("open", directory.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            let pid = holder(&lock).map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+            let why = format!("a running lbd{pid} has it: stop that one first, or give this one another --bpffs");
+            Err(Error::new("use", directory.display())(why))
+        }
+        Err(TryLockError::Error(error)) => Err(Error::new("lock", directory.display())(error)),
+    }
+}
+
+/// Who has locked a file, as far as /proc tells (`proc_locks(5)`).
+fn holder(file: &File) -> Option<u32> {
+    let (stat, locks) = (file.metadata().ok()?, fs::read_to_string("/proc/locks").ok()?);
+    let inode = format!("{:02x}:{:02x}:{}", major(stat.dev()), minor(stat.dev()), stat.ino());
+    let pid = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, locked, ..] = fields[..] else { return None };
+        (locked == inode).then(|| pid.parse().ok())?
+    };
+    locks.lines().find_map(pid)
 }
 
 /// Removes a pin; one that is not there is fine.

@@ -65,12 +65,15 @@ impl DataPlane {
         })
     }
 
+    /// The program is not attached after all.
+    pub(super) fn unpin_new_maps(&self) -> Result<(), Error> {
+        OWN_MAPS.iter().try_for_each(|name| bpffs::remove(&self.directory.join(format!("{NEW}{name}"))))
+    }
+
     /// Leaves nothing to the next daemon.
     pub(super) fn unpin_own_maps(&self) -> Result<(), Error> {
-        OWN_MAPS.iter().try_for_each(|name| {
-            bpffs::remove(&self.directory.join(name))?;
-            bpffs::remove(&self.directory.join(format!("{NEW}{name}")))
-        })
+        OWN_MAPS.iter().try_for_each(|name| bpffs::remove(&self.directory.join(name)))?;
+        self.unpin_new_maps()
     }
 }
 

@@ -24,6 +24,7 @@ use lb_ebpf::{
 };
 use std::{
     collections::BTreeMap,
+    fs::File,
     path::{Path, PathBuf},
     thread,
 };
@@ -34,13 +35,13 @@ const PROGRAM: &str = "load_balancer";
 /// Maps that a daemon and the next one share: flows name reals by their index, and counters count on.
 const SHARED_MAPS: [&str; 3] = ["REALS", "FLOWS", "COUNTS"];
 
-/// An operation on the data plane that failed: what, on which object, and why.
+/// An operation on the data plane that failed: what, on which object, and why, down to what the kernel said.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {object}: {source}")]
+#[error("{operation} {object}: {}", chain(&**cause))]
 pub struct Error {
     operation: &'static str,
     object: String,
-    source: Box<dyn std::error::Error + Send + Sync>,
+    cause: Box<dyn std::error::Error + Send + Sync>,
 }
 
 impl Error {
@@ -49,8 +50,17 @@ impl Error {
         object: impl std::fmt::Display,
     ) -> impl FnOnce(E) -> Self {
         let object = object.to_string();
-        move |source| Self { operation, object, source: source.into() }
+        move |cause| Self { operation, object, cause: cause.into() }
     }
+}
+
+/// An error and all that it came from, on one line.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let mut texts: Vec<_> = causes.map(ToString::to_string).collect();
+    // Some tell their source themselves.
+    texts.dedup_by(|source, text| text.ends_with(source.as_str()));
+    texts.join(": ")
 }
 
 type Rings = ArrayOfMaps<MapData, Array<MapData, Ring>>;
@@ -74,6 +84,7 @@ pub struct DataPlane {
     /// The kernel's ids of [`OWN_MAPS`].
     own_maps: [u32; 2],
     directory: PathBuf,
+    _lock: File,
 }
 
 impl DataPlane {
@@ -82,9 +93,10 @@ impl DataPlane {
     /// takes its place.
     ///
     /// # Errors
-    /// No privilege, no bpffs, or the kernel refuses the program; the verifier's last words are included.
+    /// No privilege, no bpffs, another process has the directory, or the kernel refuses the program; the verifier's last words are included.
     pub fn load(directory: &Path) -> Result<Self, Error> {
         bpffs::ensure(directory)?;
+        let lock = bpffs::lock(directory)?;
         let mut loader = EbpfLoader::new();
         for map in SHARED_MAPS {
             loader.map_pin_path(map, directory.join(map));
@@ -102,6 +114,7 @@ impl DataPlane {
             counts: take(&mut ebpf, "COUNTS")?,
             ebpf,
             directory: directory.to_owned(),
+            _lock: lock,
         })
     }
 
@@ -242,4 +255,27 @@ fn filled<T: aya::Pod>(value: &T) -> Result<Array<MapData, T>, MapError> {
     let mut inner = Array::create(1, 0)?;
     inner.set(0, value, 0)?;
     Ok(inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("`bpf_link_create` failed")]
+    struct Refused(#[source] io::Error);
+
+    #[test]
+    fn error_names_operation_object_and_every_cause() {
+        let error = Error::new("attach XDP to", "eth1")(Refused(io::Error::from_raw_os_error(libc::EOPNOTSUPP)));
+        let said = "attach XDP to eth1: `bpf_link_create` failed: Operation not supported (os error 95)";
+        assert_eq!(error.to_string(), said);
+    }
+
+    #[test]
+    fn chain_does_not_repeat_what_an_error_tells_of_its_source() {
+        let inner = Error::new("open", "x")(io::Error::from_raw_os_error(libc::ENOENT));
+        assert_eq!(chain(&inner), "open x: No such file or directory (os error 2)");
+    }
 }

@@ -1,0 +1,34 @@
+//! Swapping rings in the kernel's maps. Needs root.
+#![allow(clippy::unwrap_used, clippy::large_stack_arrays, reason = "a helper that fails fails its test")]
+
+use lb_ebpf::ring::{RING_SLOTS, Ring, Slot};
+use lbd::data_plane::DataPlane;
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+fn ring() -> Box<Ring> {
+    Box::new(Ring { slots: [Slot::new(1, 0, false, false); RING_SLOTS] })
+}
+
+#[test]
+fn many_rings_swapped_together_share_their_grace_periods() {
+    let directory = PathBuf::from(format!("/sys/fs/bpf/lbd-rings-test-{}", std::process::id()));
+    let mut data_plane = DataPlane::load(&directory).unwrap();
+    let rings: BTreeMap<u16, _> = (0..300).map(|index| (index, ring())).collect();
+    let began = Instant::now();
+    assert!(data_plane.swap_rings(&rings).is_empty());
+    let together = began.elapsed();
+    // One after the other, a tenth of them: ten times as long, if that takes long at all.
+    let began = Instant::now();
+    for (index, ring) in rings.iter().take(30) {
+        data_plane.swap_ring(*index, ring).unwrap();
+    }
+    let tenth = began.elapsed();
+    println!("300 rings together: {together:?}; 30 one by one: {tenth:?}");
+    data_plane.detach().unwrap();
+    std::fs::remove_dir(&directory).unwrap();
+    assert!(together < tenth * 5 + Duration::from_millis(100), "{together:?}, {tenth:?}");
+}
