@@ -12,7 +12,7 @@ mod views;
 use crate::{
     api::{Reply, Request, Server},
     config::Config,
-    data_plane::{Attached, Mode, Outcome, Worker},
+    data_plane::{Attached, Mode, Outcome, Worker, chain},
     model::ReloadResult,
     nexthop::{self, Resolver},
     reconcile::{Core, Event, Op},
@@ -59,7 +59,7 @@ pub enum Error {
     #[error(transparent)]
     DataPlane(#[from] crate::data_plane::Error),
     /// The prober.
-    #[error("start the prober: {0}")]
+    #[error("start the prober: {}", chain(.0))]
     Prober(#[from] hc_prober::Error),
     /// The socket.
     #[error(transparent)]
@@ -171,6 +171,11 @@ impl Daemon {
                 Op::Resolve(reals) => {
                     self.wanted = reals;
                     resolve = true;
+                }
+                Op::NoIndex(reals) => {
+                    for real in reals {
+                        tracing::error!(%real, "every index of the map of reals is taken: this real gets no traffic");
+                    }
                 }
                 Op::Attach => {
                     let interfaces = self.core.config().node().interfaces().to_vec();

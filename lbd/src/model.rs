@@ -37,9 +37,9 @@ pub struct Status {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Loading, or the first round of checks has not ended.
+    /// The first round of checks runs, or XDP is being attached.
     Starting,
-    /// XDP attached, rings loaded, every real checked at least once.
+    /// XDP attached, rings loaded: every check has its first verdict, or has had the time for one.
     Running,
 }
 
@@ -63,7 +63,7 @@ pub struct InterfaceStatus {
     pub name: String,
     /// How XDP runs on it.
     pub mode: XdpMode,
-    /// Whether the program is attached now.
+    /// Whether this daemon has attached its program.
     pub attached: bool,
 }
 
@@ -97,7 +97,7 @@ pub struct ProberStatus {
     pub forged: u64,
     /// Answers after their timeout: counted, never believed.
     pub late: u64,
-    /// How far behind its schedule the last probe was sent, in microseconds.
+    /// How far behind its schedule a probe was sent at most, since the start, in microseconds.
     pub lag_us: u64,
 }
 
@@ -159,9 +159,9 @@ pub struct VipRow {
     pub ring_size: u32,
     /// A hash of the ring's slots, hexadecimal.
     pub digest: String,
-    /// Packets forwarded.
+    /// Packets that came for it; `reasons` says what became of them.
     pub packets: u64,
-    /// Bytes of those packets as they came in, from the Ethernet header on.
+    /// Bytes of those packets, from the Ethernet header on.
     pub bytes: u64,
     /// Until when flows are tracked because of a change of the ring; absent in the steady state.
     pub window_open_until: Option<Timestamp>,
@@ -184,11 +184,11 @@ pub struct RealRow {
     pub admin: Admin,
     /// What the checks say of it.
     pub state: Health,
-    /// The code of the last result that counted, such as `L4OK`.
+    /// The code of the result that its state rests on, such as `L4OK`; `NO_INDEX`: the data plane has no place for it.
     pub reason: String,
     /// Since when it is in this state.
     pub since: Timestamp,
-    /// When the last result came; absent before the first.
+    /// When the last probe was sent; absent before the first.
     pub last_check: Option<Timestamp>,
     /// From probe to answer, in microseconds; absent when the last probe had none.
     pub rtt_us: Option<u64>,
@@ -246,9 +246,9 @@ pub struct VipStats {
     pub protocol: Protocol,
     /// Its port; 0: all.
     pub port: u16,
-    /// Packets forwarded.
+    /// Packets that came for it; `reasons` says what became of them.
     pub packets: u64,
-    /// Bytes of those packets as they came in, from the Ethernet header on.
+    /// Bytes of those packets, from the Ethernet header on.
     pub bytes: u64,
 }
 
@@ -291,7 +291,7 @@ pub enum Verdict {
 pub struct TrackedStats {
     /// The flow had a live entry.
     pub hits: u64,
-    /// It had none.
+    /// It had none, or a SYN began a new one.
     pub misses: u64,
 }
 

@@ -48,6 +48,8 @@ pub enum Op {
     Checks(Vec<Check>),
     /// Keep exactly these reals' next hops up to date.
     Resolve(Vec<Ipv4Addr>),
+    /// Say that there is no index left for these reals: they get no traffic.
+    NoIndex(Vec<IpAddr>),
     /// Packets may come: the first round of checks is over.
     Attach,
 }
@@ -142,6 +144,9 @@ impl Core {
         // The prober begins a check that was left out for a while from scratch.
         self.verdicts.retain(|key, _| checks.iter().any(|check| check.key == *key));
         let orphans = self.orphans();
+        let real = |vip: &Vip| vip.reals().iter().map(|real| real.address).collect::<Vec<_>>();
+        let reals: BTreeSet<_> = config.vips().iter().flat_map(real).collect();
+        let left_out: Vec<_> = reals.into_iter().filter(|real| self.reals.take(real).is_none()).collect();
         let mut rings = Vec::new();
         for vip in config.vips() {
             rings.extend(self.configure_vip(vip, &config, &orphans, now));
@@ -149,12 +154,15 @@ impl Core {
         self.config = config;
         let mut ops = self.write_reals();
         ops.extend(rings);
+        if !left_out.is_empty() {
+            ops.push(Op::NoIndex(left_out));
+        }
         ops.push(Op::Checks(checks));
         ops.push(Op::Resolve(self.reals.iter().filter_map(|(real, _)| ipv4(*real)).collect()));
         ops
     }
 
-    /// Numbers are bounded by the configuration's limits; what finds no index all the same is left out.
+    /// A real without an index is left out. There are as many indexes of VIPs as a configuration may have VIPs.
     fn configure_vip(
         &mut self,
         vip: &Vip,
@@ -162,9 +170,6 @@ impl Core {
         orphans: &BTreeMap<IpAddr, Serves>,
         now: Instant,
     ) -> Option<Op> {
-        for real in vip.reals() {
-            self.reals.take(&real.address);
-        }
         let index = self.vips.take(&vip.key())?;
         let keep_last = vip.on_all_down() == crate::config::OnAllDown::Keep;
         let service = self.services.entry(vip.key()).or_insert_with(|| {

@@ -323,6 +323,22 @@ fn vip_removed_by_a_reload_leaves_the_table_and_no_other_ring_is_written() {
 }
 
 #[test]
+fn real_without_an_index_is_named_and_the_others_serve() {
+    let held = |id: RealId| {
+        let other = Ipv4Addr::from_bits(0x0a00_0000 + u32::from(id));
+        (id, RealEntry::ipip(Ipv4Addr::UNSPECIFIED, other, None, SERVES_TCP))
+    };
+    // One index is free; the others are held by reals that may still have flows.
+    let inheritance =
+        Inheritance { reals: (2..RealId::try_from(MAX_REALS).unwrap()).map(held).collect(), ..Inheritance::default() };
+    let (mut core, ops) = Core::start(config(&[(80, &[1, 2])], true), inheritance, NOW());
+    let named = ops.iter().find_map(|op| if let Op::NoIndex(reals) = op { Some(reals.clone()) } else { None });
+    assert_eq!(named, Some(vec![address(2).into()]));
+    let ops = verdict(&mut core, 1, UP);
+    assert!(matches!(ops[..], [Op::Real(1, _), Op::Ring(..), Op::Vips(_), Op::Attach]));
+}
+
+#[test]
 fn probes_follow_the_source_address_of_the_route() {
     for (outer_source, planned) in [(false, 1), (true, 0)] {
         let Running { mut core, .. } = running(&config(&[(80, &[1])], outer_source), &[(1, UP)]);

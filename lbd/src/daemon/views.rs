@@ -18,10 +18,13 @@ use lb_ebpf::{
     ring::RING_SLOTS,
 };
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
     time::{Instant, SystemTime},
 };
+
+/// The reason of a real that the data plane has no place for.
+const NO_INDEX: &str = "NO_INDEX";
 
 fn ring_size() -> u32 {
     u32::try_from(RING_SLOTS).unwrap_or(u32::MAX)
@@ -137,24 +140,30 @@ impl Daemon {
         let statuses: HashMap<_, _> = self.prober.status().await.into_iter().map(|s| (s.key.clone(), s)).collect();
         let mut rows = Vec::new();
         for service in self.core.services() {
-            for (real, standing) in service.configured() {
+            let standings: BTreeMap<_, _> = service.configured().collect();
+            for real in service.config.reals() {
                 let VipKey { address, protocol, port } = service.config.key();
-                let check = statuses.get(&service.check_key(real));
+                let check = statuses.get(&service.check_key(real.address));
+                let standing = standings.get(&real.address);
+                let reason = match standing {
+                    Some(_) => check.map_or("INIT", |c| c.reason.code()),
+                    None => NO_INDEX,
+                };
                 rows.push(RealRow {
                     vip: address,
                     protocol,
                     port,
-                    real,
-                    weight: standing.weight,
+                    real: real.address,
+                    weight: real.weight,
                     admin: Admin::Enabled,
-                    state: health(standing.state),
-                    reason: check.map_or("INIT".to_owned(), |c| c.reason.code().to_owned()),
+                    state: standing.map_or(Health::Init, |s| health(s.state)),
+                    reason: reason.to_owned(),
                     since: check.map_or(self.started, |c| timestamp(c.since)),
                     last_check: check.and_then(|c| c.last_run).map(timestamp),
                     rtt_us: check.and_then(rtt_us),
                     rise: check.map_or(0, |c| c.rise),
                     fall: check.map_or(0, |c| c.fall),
-                    share: service.ring.share(standing.id),
+                    share: standing.map_or(0.0, |s| service.ring.share(s.id)),
                 });
             }
         }
