@@ -30,6 +30,9 @@ pub const MEMORY: Duration = Duration::from_secs(64);
 /// How long an ICMP error about the tunnel explains silence.
 const EVIDENCE_LIFE: Duration = Duration::from_secs(5);
 
+/// The least time between two probes of a check, whatever its timing says.
+const SHORTEST: Duration = Duration::from_millis(1);
+
 /// A check, and where its packets go.
 #[derive(Clone, Debug)]
 pub struct Planned {
@@ -159,7 +162,7 @@ impl Engine {
         let Some(subject) = self.subject(number).filter(|subject| subject.next_at == Some(at)) else { return };
         let (timing, serial) = (subject.check.timing, subject.next_serial());
         let interval = if subject.machine.pending() { timing.fast_interval } else { timing.interval };
-        let interval = jitter(interval, self.cookies.spread(number, serial)).max(Duration::from_millis(1));
+        let interval = jitter(interval, self.cookies.spread(number, serial)).max(SHORTEST);
         // From the time that was planned, so that delays do not add up; from now after a long stall.
         self.schedule(number, (at + interval).max(now));
         let lag = u64::try_from(now.since(at).as_micros()).unwrap_or(u64::MAX);
@@ -172,7 +175,7 @@ impl Engine {
         let Some(subject) = self.subject(number) else { return };
         let (kind, path, timeout) = (subject.check.key.kind.clone(), subject.path, subject.check.timing.timeout);
         let probe = ProbeId { check: number, serial: subject.next_serial() };
-        subject.launched();
+        subject.launched(now);
         self.counters.sent += 1;
         let launched = path.and_then(|path| self.encode(probe, &kind, path, now, out));
         if let Err(detail) = launched {
@@ -352,10 +355,8 @@ impl Engine {
         }
         out.transitions.extend(self.changes.drain(..).map(|change| (subject.check.key.clone(), change)));
         out.findings.push((probe, finding));
-        let hasten = hastened(
-            subject,
-            jitter(subject.check.timing.fast_interval, self.cookies.spread(probe.check, probe.serial)),
-        );
+        let fast = jitter(subject.check.timing.fast_interval, self.cookies.spread(probe.check, probe.serial));
+        let hasten = hastened(subject, fast.max(SHORTEST));
         *self.counter(finding) += 1;
         if let Some(at) = hasten {
             self.schedule(probe.check, at.max(now));
@@ -407,9 +408,10 @@ fn slot(subjects: &mut [Option<Box<Subject>>], number: u32) -> Option<&mut Optio
     subjects.get_mut(usize::try_from(number).ok()?)
 }
 
-/// When the next probe must leave earlier than planned because a verdict is pending now.
+/// When the next probe must leave earlier than planned because a verdict is pending now. Counted from the last attempt,
+/// also one that failed: else a probe that cannot be sent would be due again at once, forever.
 fn hastened(subject: &Subject, fast: Duration) -> Option<Monotonic> {
-    let wish = subject.last_run? + fast;
+    let wish = subject.last_attempt? + fast;
     (subject.machine.pending() && subject.next_at? > wish).then_some(wish)
 }
 

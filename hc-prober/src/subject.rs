@@ -67,6 +67,8 @@ pub struct Subject {
     pub since: Monotonic,
     /// When a probe was last sent.
     pub last_run: Option<Monotonic>,
+    /// When it was last tried to send one.
+    pub last_attempt: Option<Monotonic>,
     /// From the last probe that has a result to its answer; `None`: it had none.
     pub rtt: Option<Duration>,
     /// When the next probe goes out; `None`: only on demand.
@@ -89,6 +91,7 @@ impl Subject {
             detail: path.err(),
             since: now,
             last_run: None,
+            last_attempt: None,
             rtt: None,
             next_at: None,
             window: VecDeque::new(),
@@ -109,8 +112,9 @@ impl Subject {
         self.window.len()
     }
 
-    /// Records that probe number [`Self::next_serial`] leaves.
-    pub fn launched(&mut self) {
+    /// Records that probe number [`Self::next_serial`] leaves, or is to.
+    pub fn launched(&mut self, now: Monotonic) {
+        self.last_attempt = Some(now);
         self.window.push_back(Pending::default());
     }
 

@@ -9,6 +9,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
     time::Duration,
 };
 
@@ -61,8 +62,12 @@ fn udp(require_reply: bool, expect: Option<&[u8]>) -> Kind {
 
 impl Bench {
     fn new(kind: Kind) -> Self {
+        Self::on_ports(kind, 61000..=61999)
+    }
+
+    fn on_ports(kind: Kind, ports: RangeInclusive<u16>) -> Self {
         let mut bench = Self {
-            engine: Engine::new(&[9; 16], 61000..=61999),
+            engine: Engine::new(&[9; 16], ports),
             now: Monotonic(1_000_000_000),
             out: Output::default(),
             sent: Vec::new(),
@@ -405,6 +410,45 @@ fn probe_that_cannot_be_sent_proves_nothing_and_says_why() {
     assert!(subject.detail.unwrap().to_string().starts_with("no route to the real"));
     assert_eq!((bench.counters().sent, bench.sent.len()), (0, 0));
     assert!(bench.counters().unknown > 0);
+}
+
+/// Attempts in `time`; the clock stands still within each `poll`, which must return.
+fn attempts(bench: &mut Bench, time: Duration) -> u64 {
+    let before = bench.counters().unknown;
+    bench.pass(time);
+    bench.counters().unknown - before
+}
+
+/// So many attempts are due in `time` while a verdict is pending.
+fn due_within(time: Duration) -> RangeInclusive<u64> {
+    let often = |interval: Duration| u64::try_from(time.as_millis() / interval.as_millis()).unwrap();
+    often(TIMING.fast_interval.mul_f64(1.1)) - 1..=often(TIMING.fast_interval.mul_f64(0.9)) + 1
+}
+
+#[test]
+fn route_lost_while_a_verdict_is_pending_is_retried_at_the_fast_interval() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    bench.up();
+    let probe = bench.probe();
+    bench.receive(&reset(&probe, probe.sequence.wrapping_add(1)));
+    let key = bench.engine.subjects().next().unwrap().check.key.clone();
+    let check = Check { key, timing: TIMING };
+    bench.engine.set_checks(vec![Planned { check, path: Err(Detail::NoRoute(101)) }], bench.now);
+    let time = Duration::from_secs(5);
+    let attempts = attempts(&mut bench, time);
+    assert!(due_within(time).contains(&attempts), "{attempts}");
+    assert_eq!(bench.state(), State::Up);
+}
+
+#[test]
+fn ports_all_in_use_are_retried_at_the_fast_interval() {
+    // The only port awaits its answer for the whole timeout.
+    let mut bench = Bench::on_ports(Kind::Tcp { port: 80 }, 61000..=61000);
+    bench.probe();
+    let time = TIMING.timeout - 100 * MS;
+    let attempts = attempts(&mut bench, time);
+    assert!(due_within(time).contains(&attempts), "{attempts}");
+    assert_eq!(bench.counters().no_port, attempts);
 }
 
 #[test]
