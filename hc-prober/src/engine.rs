@@ -311,12 +311,10 @@ impl Engine {
 
     fn genuine(&mut self, flight: &Flight, answer: &Answer<'_>, repeated: bool, at: Monotonic, out: &mut Output) {
         let probe = ProbeId { check: flight.check, serial: flight.serial };
-        let is_open = |subject: &&mut Subject| subject.is_open(probe.serial);
-        let subject = self.subject(probe.check).filter(is_open);
-        if flight.companion && matches!(answer, Answer::Echo { .. }) {
-            // Its only use is to explain the silence of the datagram.
-            return subject.map_or((), |subject| subject.echoed(probe.serial));
+        if flight.companion {
+            return self.alongside(probe, answer);
         }
+        let subject = self.subject(probe.check).filter(|subject| subject.is_open(probe.serial));
         let Some(subject) = subject else {
             let counter = if repeated { &mut self.counters.repeated } else { &mut self.counters.late };
             *counter += 1;
@@ -334,6 +332,21 @@ impl Engine {
             return;
         }
         self.resolve(probe, Finding { rtt: Some(rtt), ..finding }, at, out);
+    }
+
+    /// The echo request alongside a UDP probe was answered. Its only use is to explain the datagram's silence: it decides
+    /// nothing itself.
+    fn alongside(&mut self, probe: ProbeId, answer: &Answer<'_>) {
+        let Some(Some(subject)) = slot(&mut self.subjects, probe.check) else { return };
+        match *answer {
+            Answer::Echo { .. } => subject.echoed(probe.serial),
+            Answer::Error { error, .. } => {
+                subject.hinted(probe.serial, Detail::Inner(error));
+                self.counters.evidence += 1;
+            }
+            Answer::SynAck { .. } | Answer::Reset { .. } | Answer::Ack | Answer::Unproven | Answer::Datagram { .. } => {
+            }
+        }
     }
 
     fn expire(&mut self, probe: ProbeId, now: Monotonic, out: &mut Output) {

@@ -32,6 +32,8 @@ pub struct Path {
 struct Pending {
     /// The echo request alongside was answered.
     echoed: bool,
+    /// An ICMP error about that echo request.
+    hint: Option<Detail>,
     result: Option<Finding>,
 }
 
@@ -131,9 +133,17 @@ impl Subject {
         }
     }
 
+    /// An error came for the echo request that went alongside the probe: evidence, should the probe fail.
+    pub fn hinted(&mut self, serial: u32, hint: Detail) {
+        if let Some(pending) = self.pending_mut(serial) {
+            pending.hint = Some(hint);
+        }
+    }
+
     /// What it means that the probe got no answer in time; `evidence`: what is known about its real.
     #[must_use]
     pub fn silence(&self, serial: u32, now: Monotonic, evidence: Option<Detail>) -> Finding {
+        let evidence = self.pending(serial).and_then(|pending| pending.hint).or(evidence);
         let timeout = Finding::fail(Severity::Hard, Reason::Timeout, evidence);
         match self.check.key.kind {
             Kind::Icmp | Kind::Tcp { .. } | Kind::Udp { require_reply: true, .. } => timeout,

@@ -361,6 +361,30 @@ fn udp_silence_passes_only_with_the_echo() {
     assert_eq!(deaf.state(), State::Down(Severity::Hard));
 }
 
+/// The next probe and the echo request alongside it.
+fn with_companion(bench: &mut Bench) -> [Probe; 2] {
+    let before = bench.sent.len();
+    bench.until(|bench| bench.sent.len() >= before + 2);
+    let [probe, echo] = [0, 1].map(|n| decode(&bench.sent[before + n]));
+    assert!(!probe.echo && echo.echo);
+    [probe, echo]
+}
+
+#[test]
+fn udp_probe_is_not_decided_by_an_error_about_the_echo_alongside() {
+    let mut bench = Bench::new(udp(false, None));
+    let [probe, echo] = with_companion(&mut bench);
+    bench.receive(&icmp_error(REAL, 3, 13, &echo.inner));
+    assert_eq!((bench.counters().evidence, bench.counters().unreachable), (1, 0));
+    bench.receive(&datagram(&probe, b"answer"));
+    assert_eq!(bench.counters().passed, 1, "the datagram itself was answered");
+    let [_, echo] = with_companion(&mut bench);
+    bench.receive(&icmp_error(REAL, 3, 13, &echo.inner));
+    bench.pass(TIMING.timeout + MS);
+    let detail = bench.engine.subjects().next().unwrap().detail.unwrap();
+    assert_eq!(detail.to_string(), "administratively prohibited from 198.18.101.10 quoting the probe");
+}
+
 #[test]
 fn udp_reply_unexpected_is_a_mismatch_and_silence_fails_if_a_reply_is_required() {
     let mut bench = Bench::new(udp(true, Some(b"yes")));
