@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
     time::Duration,
 };
@@ -15,6 +15,7 @@ use crate::{
     cookie::{Cookie, Cookies, LaneKey, Protocol},
     finding::{Detail, Finding, Proof, interpret, prove},
     lane::{Flight, Lane},
+    ration::Ration,
     reply::{Answer, IcmpError, Reply, parse},
     report::{Counters, Reason},
     schedule::{Queue, jitter, phase},
@@ -79,6 +80,8 @@ pub struct Engine {
     numbers: HashMap<CheckKey, u32>,
     queue: Queue<Due>,
     evidence: HashMap<Ipv4Addr, (IcmpError, Monotonic)>,
+    /// Of each real with UDP checks.
+    rations: HashMap<IpAddr, Ration>,
     counters: Counters,
     changes: Vec<Change>,
 }
@@ -95,6 +98,7 @@ impl Engine {
             numbers: HashMap::new(),
             queue: Queue::default(),
             evidence: HashMap::new(),
+            rations: HashMap::new(),
             counters: Counters::default(),
             changes: Vec::new(),
         }
@@ -123,6 +127,18 @@ impl Engine {
                 None => self.start(planned, now),
             }
         }
+        self.share_rations();
+    }
+
+    /// Counts the UDP checks of each real.
+    fn share_rations(&mut self) {
+        self.rations.values_mut().for_each(|ration| ration.checks = 0);
+        for subject in self.subjects.iter().flatten() {
+            if matches!(subject.check.key.kind, Kind::Udp { .. }) {
+                self.rations.entry(subject.check.key.real).or_default().checks += 1;
+            }
+        }
+        self.rations.retain(|_, ration| ration.checks > 0);
     }
 
     fn start(&mut self, planned: Planned, now: Monotonic) {
@@ -216,6 +232,7 @@ impl Engine {
             }
             Kind::Udp { port, payload, require_reply, .. } => {
                 let (from, cookie) = self.depart(probe, path, Protocol::Udp, *port, false, now)?;
+                self.rations.entry(path.real.into()).or_default().departed(now);
                 let ours = cookie.bytes();
                 let payload = if payload.is_empty() { ours.as_slice() } else { payload.as_slice() };
                 push(out, probe, path, cookie, Segment::Datagram { from, to: *port, payload })?;
@@ -311,6 +328,9 @@ impl Engine {
 
     fn genuine(&mut self, flight: &Flight, answer: &Answer<'_>, repeated: bool, at: Monotonic, out: &mut Output) {
         let probe = ProbeId { check: flight.check, serial: flight.serial };
+        if let (Answer::Error { .. }, Some(ration)) = (answer, self.rations.get_mut(&flight.real.into())) {
+            ration.refused(flight.sent_at, MEMORY);
+        }
         if flight.companion {
             return self.alongside(probe, answer);
         }
@@ -357,7 +377,8 @@ impl Engine {
         let evidence = subject.path.ok().and_then(|path| self.evidence.get(&path.real));
         let evidence =
             evidence.filter(|(_, at)| now.since(*at) < EVIDENCE_LIFE).map(|(error, _)| Detail::Outer(*error));
-        let finding = subject.silence(probe.serial, now, evidence);
+        let ration = self.rations.get(&subject.check.key.real);
+        let finding = subject.silence(probe.serial, now, evidence, ration);
         self.resolve(probe, finding, now, out);
     }
 

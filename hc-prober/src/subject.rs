@@ -5,14 +5,11 @@ use std::{collections::VecDeque, net::Ipv4Addr, time::Duration};
 use crate::{
     check::{Check, Kind},
     finding::{Detail, Finding},
+    ration::{Ration, Silence},
     report::{Reason, Severity, State},
     state::{Event, Limits, Machine},
     time::Monotonic,
 };
-
-/// The kernel allows one ICMP error a second towards us by default (`net.ipv4.icmp_ratelimit`). So long after a port
-/// unreachable, silence may just be the next one held back.
-const REFUSAL_MEMORY: Duration = Duration::from_secs(3);
 
 /// The addresses of a check's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +25,9 @@ pub struct Path {
 }
 
 /// A probe without a result that counts yet.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Pending {
+    sent_at: Monotonic,
     /// The echo request alongside was answered.
     echoed: bool,
     /// An ICMP error about that echo request.
@@ -78,7 +76,10 @@ pub struct Subject {
     /// Probes in order of sending; the first one's number is `first`.
     window: VecDeque<Pending>,
     first: u32,
+    /// When a UDP probe was last refused.
     refused_at: Option<Monotonic>,
+    /// See [`Silence::quiet_since`].
+    quiet_since: Monotonic,
 }
 
 impl Subject {
@@ -99,6 +100,7 @@ impl Subject {
             window: VecDeque::new(),
             first: 0,
             refused_at: None,
+            quiet_since: now,
         }
     }
 
@@ -117,7 +119,7 @@ impl Subject {
     /// Records that probe number [`Self::next_serial`] leaves, or is to.
     pub fn launched(&mut self, now: Monotonic) {
         self.last_attempt = Some(now);
-        self.window.push_back(Pending::default());
+        self.window.push_back(Pending { sent_at: now, echoed: false, hint: None, result: None });
     }
 
     /// Whether the probe still awaits its result.
@@ -140,18 +142,24 @@ impl Subject {
         }
     }
 
-    /// What it means that the probe got no answer in time; `evidence`: what is known about its real.
+    /// What it means that the probe got no answer in time; `evidence`: what is known about its real; `ration`: of the real.
     #[must_use]
-    pub fn silence(&self, serial: u32, now: Monotonic, evidence: Option<Detail>) -> Finding {
-        let evidence = self.pending(serial).and_then(|pending| pending.hint).or(evidence);
+    pub fn silence(&self, serial: u32, now: Monotonic, evidence: Option<Detail>, ration: Option<&Ration>) -> Finding {
+        let pending = self.pending(serial);
+        let evidence = pending.and_then(|pending| pending.hint).or(evidence);
         let timeout = Finding::fail(Severity::Hard, Reason::Timeout, evidence);
-        match self.check.key.kind {
-            Kind::Icmp | Kind::Tcp { .. } | Kind::Udp { require_reply: true, .. } => timeout,
-            Kind::Udp { require_reply: false, .. } if !self.pending(serial).is_some_and(|p| p.echoed) => timeout,
-            Kind::Udp { require_reply: false, .. } => match self.refused_at {
-                Some(at) if now.since(at) < REFUSAL_MEMORY => Finding::unknown(Reason::Silent, None),
-                Some(_) | None => Finding::pass(Reason::L3Ok),
-            },
+        match (&self.check.key.kind, pending) {
+            (Kind::Udp { require_reply: false, .. }, Some(Pending { echoed: true, sent_at, .. })) => {
+                let Self { refused_at, quiet_since, .. } = *self;
+                let interval = self.check.timing.interval;
+                let silence = Silence { sent_at: *sent_at, now, refused_at, quiet_since, interval };
+                if ration.is_none_or(|ration| ration.proves_open(&silence)) {
+                    Finding::pass(Reason::L3Ok)
+                } else {
+                    Finding::unknown(Reason::Silent, None)
+                }
+            }
+            (Kind::Icmp | Kind::Tcp { .. } | Kind::Udp { .. }, _) => timeout,
         }
     }
 
@@ -182,6 +190,9 @@ impl Subject {
         }
         if finding.reason == Reason::PortClosed {
             self.refused_at = Some(now);
+        }
+        if finding.event != Event::Pass && finding.reason != Reason::Silent {
+            self.quiet_since = now;
         }
         match (to, finding.event) {
             (State::Up, Event::Pass) | (State::Down(_), Event::Fail(_)) => self.reason = finding.reason,

@@ -422,6 +422,94 @@ fn udp_port_unreachable_makes_soft_down_and_held_back_errors_do_not_bring_it_up(
     assert_eq!(bench.out.transitions.len(), 1, "{:?}", bench.out.transitions);
 }
 
+/// A real whose kernel answers every echo and rations its errors: `net/ipv4/inetpeer.c`, `inet_peer_xrlim_allow`.
+struct Rationed {
+    bench: Bench,
+    seen: usize,
+    tokens: Duration,
+    last: Monotonic,
+    /// Ports from here on are closed.
+    closed_from: u16,
+}
+
+const CLOSED_FROM: u16 = 2000;
+
+impl Rationed {
+    /// Silent checks: of ports that are open, and of ports from [`CLOSED_FROM`] on, which are closed.
+    fn new(open: u16, closed: u16) -> Self {
+        let mut bench = Bench::new(Kind::Icmp);
+        let kind = |port| Kind::Udp { port, payload: Vec::new(), expect: None, require_reply: false };
+        bench.set((1000..1000 + open).chain(CLOSED_FROM..CLOSED_FROM + closed).map(kind).collect());
+        let last = bench.now;
+        Self { bench, seen: 0, tokens: Duration::from_secs(6), last, closed_from: CLOSED_FROM }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let end = self.bench.now + time;
+        while self.bench.now < end {
+            self.bench.now = self.bench.now + MS;
+            self.bench.engine.poll(self.bench.now, &mut self.bench.out);
+            self.bench.collect();
+            while let Some(probe) = self.bench.sent.get(self.seen).map(|bytes| decode(bytes)) {
+                self.seen += 1;
+                if probe.echo {
+                    self.bench.receive(&echo_reply(&probe, &probe.payload.clone()));
+                } else if probe.to >= self.closed_from && self.grants_error() {
+                    self.bench.receive(&icmp_error(VIP, 3, 3, &probe.inner));
+                }
+            }
+        }
+    }
+
+    fn grants_error(&mut self) -> bool {
+        const RATE: Duration = Duration::from_secs(1);
+        self.tokens = (self.tokens + self.bench.now.since(self.last)).min(6 * RATE);
+        self.last = self.bench.now;
+        let granted = self.tokens >= RATE;
+        self.tokens = self.tokens.checked_sub(RATE).unwrap_or(self.tokens);
+        granted
+    }
+
+    /// Ports and states.
+    fn states(&self) -> Vec<(u16, State)> {
+        let port = |kind: &Kind| if let Kind::Udp { port, .. } = kind { *port } else { 0 };
+        self.bench.engine.subjects().map(|subject| (port(&subject.check.key.kind), subject.machine.state)).collect()
+    }
+}
+
+#[test]
+fn udp_ports_closed_are_all_down_though_the_real_rations_its_errors() {
+    let mut real = Rationed::new(0, 10);
+    real.pass(Duration::from_secs(120));
+    assert!(real.states().iter().all(|(_, state)| *state == State::Down(Severity::Soft)), "{:?}", real.states());
+    real.pass(Duration::from_secs(600));
+    let transitions = &real.bench.out.transitions;
+    assert!(transitions.iter().all(|(_, change)| change.to == State::Down(Severity::Soft)), "{transitions:?}");
+    assert_eq!(transitions.len(), 10);
+}
+
+#[test]
+fn udp_port_silent_comes_up_beside_closed_ones() {
+    for (closed, within) in [(0, 5), (1, 30), (5, 120)] {
+        let mut real = Rationed::new(1, closed);
+        real.pass(Duration::from_secs(within));
+        for (port, state) in real.states() {
+            let expected = if port < CLOSED_FROM { State::Up } else { State::Down(Severity::Soft) };
+            assert_eq!(state, expected, "port {port}, {closed} closed");
+        }
+    }
+}
+
+#[test]
+fn udp_port_that_opens_comes_up_again() {
+    let mut real = Rationed::new(0, 1);
+    real.pass(Duration::from_secs(30));
+    assert_eq!(real.bench.state(), State::Down(Severity::Soft));
+    real.closed_from = u16::MAX;
+    real.pass(Duration::from_secs(10));
+    assert_eq!(real.bench.state(), State::Up);
+}
+
 #[test]
 fn probe_that_cannot_be_sent_proves_nothing_and_says_why() {
     let mut bench = Bench::new(Kind::Icmp);
