@@ -11,7 +11,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use realsrv_setup::{
-    desired::{Decap, Desired, Mss, Prefix, Request, Vip},
+    desired::{Decap, Mss, Prefix, Request, Vip},
     output::{Command, Report},
     plan::plan,
     run::{self, Host as _},
@@ -153,11 +153,11 @@ fn apply(wanted: Wanted) -> Result<ExitCode, Box<dyn Error>> {
     privileged()?;
     let mut system = System::new()?;
     // Refuse before the first file is written.
-    let desired: Desired = request.onto(load_journal(&common.state_dir)?.intent.as_ref());
-    plan(&desired, &system.observe()?)?;
+    plan(&request.clone().onto(load_journal(&common.state_dir)?.intent.as_ref()), &system.observe()?)?;
+    // Under the lock everything is read once more: another run may have ended since.
     let mut store = Store::open(&common.state_dir)?;
     let mut journal = load_journal(&common.state_dir)?;
-    let plan = run::apply(&mut system, &mut store, &mut journal, desired)?;
+    let plan = run::apply(&mut system, &mut store, &mut journal, request)?;
     print(&Report::of_plan(Command::Apply, plan, BTreeMap::new()), common.output)?;
     Ok(ExitCode::SUCCESS)
 }

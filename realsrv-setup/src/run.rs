@@ -3,7 +3,7 @@
 //! Knows the host and the journal's file only as traits: tests fail every step in turn.
 
 use crate::{
-    desired::{Desired, Vip},
+    desired::{Desired, Request, Vip},
     journal::Journal,
     observed::Observed,
     plan::{Item, Plan, Refusal, Step, plan, plan_programs},
@@ -107,7 +107,9 @@ fn rolled_back(left: &[String]) -> String {
 
 type Outcome<T, H, S> = Result<T, Error<<H as Host>::Error, <S as Store>::Error>>;
 
-/// Makes the host as `desired`, or leaves it as it was. Returns the plan that was carried out: empty if nothing changed.
+/// Makes the host as `request` wants it, or leaves it as it was. Returns the plan that was carried out: empty if nothing
+/// changed. What the request leaves out is as the journal intends, which must have been loaded under the store's lock:
+/// whatever another run intended before is in it.
 ///
 /// # Errors
 /// See [`Error`]; the host is as before unless the error says otherwise.
@@ -115,8 +117,9 @@ pub fn apply<H: Host, S: Store>(
     host: &mut H,
     store: &mut S,
     journal: &mut Journal,
-    desired: Desired,
+    request: Request,
 ) -> Outcome<Plan, H, S> {
+    let desired = request.onto(journal.intent.as_ref());
     let plan_made = plan(&desired, &host.observe().map_err(Error::Observe)?)?;
     let before = journal.clone();
     journal.intent = Some(desired);

@@ -10,11 +10,11 @@
 use std::{collections::BTreeMap, convert::Infallible, net::Ipv4Addr};
 
 use realsrv_setup::{
-    desired::{Decap, Desired, Vip},
+    desired::{Decap, Desired, Request, Vip},
     journal::Journal,
     observed::{Address, Filter, HookQdisc, Ipip, Layer, Link, Observed, Slot},
-    plan::{Programs, Step, TUNNEL, plan},
-    run::{self, Host, Store, Undone, apply, remove},
+    plan::{Plan, Programs, Step, TUNNEL, plan},
+    run::{self, Host, Store, Undone, remove},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -169,6 +169,25 @@ fn desired(vips: &[u8], decap: Decap) -> Desired {
     Desired { vips: vips.iter().map(|&last| vip(last)).collect(), decap, lb_sources, ..Desired::default() }
 }
 
+fn request(desired: Desired) -> Request {
+    Request {
+        vips: desired.vips,
+        decap: Some(desired.decap),
+        lb_sources: Some(desired.lb_sources),
+        mss: Some(desired.mss),
+        interfaces: Some(desired.interfaces),
+    }
+}
+
+fn apply(
+    model: &mut Model,
+    disk: &mut Disk,
+    journal: &mut Journal,
+    desired: Desired,
+) -> Result<Plan, run::Error<Injected, Infallible>> {
+    run::apply(model, disk, journal, request(desired))
+}
+
 /// Both ways to decapsulate, on a fresh host and on one that serves another VIP already.
 fn cases() -> Vec<(Observed, Journal, Desired)> {
     let mut cases = Vec::new();
@@ -282,4 +301,16 @@ fn a_refused_plan_touches_neither_host_nor_disk() {
     assert!(matches!(error, run::Error::Refused(_)));
     assert_eq!((model.executed, model.now), (0, host()));
     assert!(disk.0.is_empty());
+}
+
+#[test]
+fn a_request_adds_to_what_another_run_made_of_the_journal() {
+    let (mut model, mut disk) = (Model::new(host()), Disk::default());
+    let other = Request { vips: [vip(1)].into(), ..Request::default() };
+    run::apply(&mut model, &mut disk, &mut Journal::default(), other).unwrap();
+    // Loaded once the other run had given the lock back.
+    let mut journal = disk.0.clone();
+    let ours = Request { vips: [vip(2)].into(), ..Request::default() };
+    run::apply(&mut model, &mut disk, &mut journal, ours).unwrap();
+    assert_eq!(disk.0.intent.unwrap().vips, [vip(1), vip(2)].into());
 }
