@@ -1,7 +1,7 @@
 //! Desired and observed in, items and steps out. Pure: the order of the items is the order of the steps.
 //!
 //! ARP silence comes before the VIP (one ARP reply steals the service), the VIP before the decapsulator (with forwarding
-//! on, a decapsulated packet without a VIP would travel on).
+//! on, a decapsulated packet without a VIP would travel on), the guard before the kernel's tunnel opens.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -171,6 +171,9 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Refusal> {
     items.extend(desired.vips.iter().map(|vip| address(observed, "lo", (*vip).into())));
     let wanted = programs(desired, observed, &devices, kernel_tunnel)?;
     program_items(observed, wanted, &mut items)?;
+    if kernel_tunnel {
+        items.push(tunnel_up(observed));
+    }
     Ok(Plan { items, warnings: warnings(observed) })
 }
 
@@ -256,10 +259,13 @@ fn tunnel_items(observed: &Observed, items: &mut Vec<Item>) -> Result<(), Refusa
     if !observed.addresses.iter().any(|found| found.device == TUNNEL && found.address != TUNNEL_ADDRESS) {
         items.push(address(observed, TUNNEL, TUNNEL_ADDRESS));
     }
+    Ok(())
+}
+
+fn tunnel_up(observed: &Observed) -> Item {
     let up = observed.links.get(TUNNEL).is_some_and(|link| link.up);
     let step = (!up).then(|| Step::LinkUp { device: TUNNEL.to_owned() });
-    items.push(item(format!("link {TUNNEL}"), "up", if up { "up" } else { "down" }, step));
-    Ok(())
+    item(format!("link {TUNNEL}"), "up", if up { "up" } else { "down" }, step)
 }
 
 /// The programs that `desired` needs on `devices`.
@@ -368,6 +374,12 @@ fn describe(programs: &Programs) -> String {
 
 fn list(values: impl Iterator<Item = impl ToString>) -> String {
     values.map(|value| value.to_string()).collect::<Vec<_>>().join(" ")
+}
+
+/// Whether a setting decides for which addresses the host answers ARP, or asks in their name.
+#[must_use]
+pub fn is_arp(sysctl: &str) -> bool {
+    sysctl.ends_with(".arp_ignore") || sysctl.ends_with(".arp_announce")
 }
 
 fn sysctl(observed: &Observed, name: &str, to: &str, accept: fn(i64) -> bool) -> Result<Item, Refusal> {

@@ -6,7 +6,7 @@ use crate::{
     desired::{Desired, Request, Vip},
     journal::Journal,
     observed::Observed,
-    plan::{Item, Plan, Refusal, Step, plan, plan_programs},
+    plan::{Item, Plan, Refusal, Step, is_arp, plan, plan_programs},
 };
 
 /// What undoing a step came to.
@@ -184,15 +184,24 @@ fn roll_back<'a, H: Host>(host: &mut H, ran: &[&'a Step]) -> (Vec<String>, Vec<&
     let mut left = Vec::new();
     let mut kept = Vec::new();
     for &step in ran.iter().rev() {
-        let reason = match host.undo(step) {
+        let reason = match undo_one(host, step, &kept) {
             Ok(Undone::Restored | Undone::Already) => continue,
             Ok(Undone::Left(reason)) => reason,
-            Err(error) => error.to_string(),
+            Err(error) => error,
         };
         left.push(format!("{}: {reason}", describe(step)));
         kept.insert(0, step);
     }
     (left, kept)
+}
+
+/// Undoes a step, unless one of those `kept` still needs it: while a VIP is there, the host must not answer ARP for it.
+fn undo_one<H: Host>(host: &mut H, step: &Step, kept: &[&Step]) -> Result<Undone, String> {
+    let silences = matches!(step, Step::SetSysctl { name, .. } if is_arp(name));
+    match kept.iter().find(|kept| silences && matches!(kept, Step::AddAddress { device, .. } if device == "lo")) {
+        Some(vip) => Err(format!("{} stays as long as the {}", describe(step), describe(vip))),
+        None => host.undo(step).map_err(|error| error.to_string()),
+    }
 }
 
 /// What became of one step.
@@ -225,7 +234,7 @@ pub fn remove<H: Host, S: Store>(
 
 fn remove_all<H: Host, S: Store>(host: &mut H, store: &mut S, journal: &mut Journal) -> Outcome<Vec<Removed>, H, S> {
     journal.intent = None;
-    let steps: Vec<_> = journal.steps.iter().rev().cloned().collect();
+    let steps = journal.backwards();
     undo(host, store, journal, &steps)
 }
 
@@ -261,14 +270,17 @@ fn undo<H: Host, S: Store>(
     steps: &[Step],
 ) -> Outcome<Vec<Removed>, H, S> {
     let mut removed = Vec::new();
-    let mut failed = Vec::new();
+    let (mut failed, mut kept) = (Vec::new(), Vec::new());
     for step in steps {
-        match host.undo(step) {
+        match undo_one(host, step, &kept) {
             Ok(undone) => {
                 journal.forget(step);
                 removed.push((describe(step), undone));
             }
-            Err(error) => failed.push(error.to_string()),
+            Err(error) => {
+                failed.push(error);
+                kept.push(step);
+            }
         }
         store.save(journal).map_err(|error| Error::Stopped(Cause::Journal(error)))?;
     }

@@ -94,6 +94,13 @@ fn auto_uses_the_kernel_tunnel_where_it_could_be_loaded() {
 }
 
 #[test]
+fn kernel_tunnel_opens_last() {
+    let desired = Desired { lb_sources: ["198.18.9.0/24".parse().unwrap()].into(), ..desired() };
+    let steps = steps(&desired, &Observed { ipip: Ipip::Loadable, ..host() });
+    assert_eq!(steps.last(), Some(&Step::LinkUp { device: TUNNEL.to_owned() }), "behind its guard");
+}
+
+#[test]
 fn auto_keeps_the_program_where_it_decapsulates_already() {
     let filter = Filter::Ours { program: Program::Decap, config: Config::default() };
     let slot = Slot { device: "eth0".to_owned(), hook: Hook::Ingress };

@@ -35,11 +35,13 @@ struct Model {
     now: Observed,
     executed: usize,
     fail: Option<(usize, Failure)>,
+    /// This address cannot be taken away.
+    stuck: Option<Ipv4Addr>,
 }
 
 impl Model {
     fn new(now: Observed) -> Self {
-        Self { now, executed: 0, fail: None }
+        Self { now, executed: 0, fail: None, stuck: None }
     }
 
     fn change(&mut self, step: &Step) {
@@ -99,6 +101,9 @@ impl Host for Model {
                 self.now.ipip = Ipip::Loadable;
                 self.now.links.remove(TUNNEL);
                 self.now.sysctls.remove(&format!("net.ipv4.conf.{TUNNEL}.rp_filter"));
+            }
+            Step::AddAddress { address, .. } if self.stuck == Some(address) => {
+                return Err(Injected(format!("removing {address}")));
             }
             Step::AddAddress { device, address } => {
                 self.now.addresses.retain(|found| (&found.device, found.address) != (&device, address));
@@ -313,4 +318,35 @@ fn a_request_adds_to_what_another_run_made_of_the_journal() {
     let ours = Request { vips: [vip(2)].into(), ..Request::default() };
     run::apply(&mut model, &mut disk, &mut journal, ours).unwrap();
     assert_eq!(disk.0.intent.unwrap().vips, [vip(1), vip(2)].into());
+}
+
+fn arp(model: &Model) -> Vec<&str> {
+    let value = |name: &str| model.now.sysctls[&format!("net.ipv4.conf.all.{name}")].as_str();
+    vec![value("arp_ignore"), value("arp_announce")]
+}
+
+#[test]
+fn arp_stays_silent_while_a_vip_cannot_be_taken_away() {
+    let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
+    apply(&mut model, &mut disk, &mut journal, desired(&[1], Decap::Ebpf)).unwrap();
+    model.stuck = Some(vip(1).into());
+    let error = remove(&mut model, &mut disk, &mut journal, &[]).unwrap_err();
+    assert!(error.to_string().contains("arp_ignore stays as long as the address 198.19.10.1/32"), "{error}");
+    assert_eq!(arp(&model), ["1", "2"]);
+    model.stuck = None;
+    remove(&mut model, &mut disk, &mut journal, &[]).unwrap();
+    assert_eq!(model.now, host());
+}
+
+#[test]
+fn arp_stays_silent_after_a_rollback_that_leaves_a_vip() {
+    let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
+    let wanted = desired(&[1], Decap::Ebpf);
+    (model.fail, model.stuck) = (Some((steps(&host(), &wanted) - 1, Failure::Before)), Some(vip(1).into()));
+    let error = apply(&mut model, &mut disk, &mut journal, wanted).unwrap_err();
+    assert!(error.to_string().contains("rolled back except"), "{error}");
+    assert_eq!(arp(&model), ["1", "2"]);
+    model.stuck = None;
+    remove(&mut model, &mut disk, &mut journal, &[]).unwrap();
+    assert_eq!(model.now, host());
 }
