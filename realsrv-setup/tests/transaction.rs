@@ -13,7 +13,7 @@ use realsrv_setup::{
     desired::{Decap, Desired, Request, Vip},
     journal::Journal,
     observed::{Address, Filter, HookQdisc, Ipip, Layer, Link, Observed, Slot},
-    plan::{Plan, Programs, Step, TUNNEL, plan},
+    plan::{Plan, Programs, Step, TUNNEL, plan, plan_onto},
     run::{self, Host, Store, Undone, remove},
 };
 
@@ -190,7 +190,7 @@ fn apply(
     journal: &mut Journal,
     desired: Desired,
 ) -> Result<Plan, run::Error<Injected, Infallible>> {
-    run::apply(model, disk, journal, request(desired))
+    run::apply(model, disk, journal, request(desired)).map(|applied| applied.plan)
 }
 
 /// Both ways to decapsulate, on a fresh host and on one that serves another VIP already.
@@ -296,6 +296,21 @@ fn removing_one_vip_leaves_a_host_as_if_it_had_never_been() {
         assert_eq!(model.now, one);
         assert_eq!(disk.0.intent, Some(desired(&[1], decap)));
     }
+}
+
+#[test]
+fn kernel_tunnel_closes_when_the_program_takes_its_place() {
+    let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
+    apply(&mut model, &mut disk, &mut journal, desired(&[1], Decap::Ipip)).unwrap();
+    assert!(model.now.links[TUNNEL].up);
+    let ebpf = desired(&[1], Decap::Ebpf);
+    assert!(plan_onto(&journal, &ebpf, &model.now).unwrap().obsolete.len() >= 4);
+    apply(&mut model, &mut disk, &mut journal, ebpf.clone()).unwrap();
+    assert!(!model.now.links.contains_key(TUNNEL));
+    assert!(!disk.0.steps.iter().any(Step::serves_tunnel), "{:?}", disk.0.steps);
+    assert!(apply(&mut model, &mut disk, &mut journal, ebpf).unwrap().is_empty());
+    remove(&mut model, &mut disk, &mut journal, &[]).unwrap();
+    assert_eq!(model.now, host());
 }
 
 #[test]
