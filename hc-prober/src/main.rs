@@ -44,7 +44,7 @@ fn check(args: &CheckArgs) -> Result<Exit, Box<dyn std::error::Error>> {
     let check = args.check()?;
     let mut settings = Settings::new(args.interface.clone())?;
     settings.outer_source = args.source;
-    let mut session = Session::open(&check, settings)?;
+    let mut session = Session::open(&check, settings, args.count)?;
     let summary = session.run(args.count, args.pace());
     let exit = match summary {
         Summary { failed: 1.., .. } => Exit::Down,

@@ -3,13 +3,16 @@
 use std::{net::Ipv4Addr, ops::RangeInclusive};
 
 /// Source ports (and ICMP identifiers) of a daemon. Above the kernel's default `ip_local_port_range`, so that they never
-/// collide with a socket, and below [`ONE_SHOT_PORTS`].
+/// collide with a socket, and below those of one-shot probers.
 pub const DAEMON_PORTS: RangeInclusive<u16> = 61_000..=64_511;
 
-/// Source ports of one-shot probers, in blocks of [`ONE_SHOT_BLOCK`].
-pub const ONE_SHOT_PORTS: RangeInclusive<u16> = 64_512..=65_535;
+/// Source ports of one-shot probers with a single probe, which takes one. Each port is claimed on its own.
+pub const SINGLE_PORTS: RangeInclusive<u16> = 64_512..=65_023;
 
-/// How many source ports a one-shot prober claims.
+/// Source ports of one-shot probers with several probes, in blocks of [`ONE_SHOT_BLOCK`].
+pub const BLOCK_PORTS: RangeInclusive<u16> = 65_024..=65_535;
+
+/// How many source ports a one-shot prober with several probes claims.
 pub const ONE_SHOT_BLOCK: u16 = 64;
 
 /// Settings of a prober.

@@ -12,7 +12,11 @@ mod common;
 use std::{
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
-    process::Output,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr as SocketAddress, UnixListener},
+    },
+    process::{Output, Stdio},
     time::Duration,
 };
 
@@ -138,7 +142,7 @@ fn prober_follows_the_real_through_its_faults() {
 
         let status = prober.status().await;
         assert_eq!((status.len(), status[0].state), (1, State::Down(Severity::Hard)));
-        assert!(status[0].last_run.is_some() && status[0].rtt.is_some());
+        assert!(status[0].last_run.is_some() && status[0].rtt.is_none(), "nothing answers any more");
         let counters = prober.counters().await;
         assert!(counters.evidence > 0 && counters.forged == 0, "{counters:?}");
     });
@@ -223,4 +227,36 @@ fn ports_taken_are_refused_to_a_second_prober() {
     assert!(second.unwrap_err().to_string().contains("61000-64511"));
     drop(first);
     drop(start(&net));
+}
+
+/// As keepalived runs them: a dead real must not stay in because many are checked at a time.
+#[test]
+fn many_one_shots_at_a_time_all_find_the_real_dead() {
+    let net = Net::new();
+    net.remove_vip();
+    let start = |_| net.command("--icmp").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let running: Vec<_> = (0..40).map(start).collect();
+    for child in running {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+    }
+}
+
+#[test]
+fn one_shots_wait_for_ports_and_for_no_longer_than_agreed() {
+    use hc_prober::settings::SINGLE_PORTS;
+    let net = Net::new();
+    let taken = inside(&net.lb, || {
+        let name = |port| SocketAddress::from_abstract_name(format!("hc-prober/ports/{port}")).unwrap();
+        SINGLE_PORTS.map(|port| UnixListener::bind_addr(&name(port)).unwrap()).collect::<Vec<_>>()
+    });
+    let output = net.check("--icmp --timeout 100ms");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("claim the source ports"), "{output:?}");
+    let waiting = net.command("--icmp --timeout 10s").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Whether it has looked already or not: it must end well.
+    std::thread::sleep(Duration::from_millis(200));
+    drop(taken);
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
