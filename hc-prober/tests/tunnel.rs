@@ -88,6 +88,8 @@ fn one_shot_says_by_its_exit_code_what_it_found() {
         ("--tcp 81 --exit-codes keepalived", 1, "DOWN PORT_CLOSED"),
         ("--icmp --interface nosuch", 3, ""),
         ("--icmp --interface nosuch --exit-codes keepalived", 0, ""),
+        ("--icmp --no-such-option", 3, ""),
+        ("--icmp --no-such-option --exit-codes keepalived", 3, ""),
     ] {
         let output = net.check(arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments}: {output:?}");

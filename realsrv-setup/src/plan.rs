@@ -216,10 +216,9 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Refusal> {
 /// # Errors
 /// As [`plan`].
 pub fn plan_onto(noted: &Journal, desired: &Desired, observed: &Observed) -> Result<Plan, Refusal> {
-    let obsolete: Vec<_> = match uses_kernel_tunnel(desired, observed)? {
-        true => Vec::new(),
-        false => noted.backwards().into_iter().filter(Step::serves_tunnel).collect(),
-    };
+    let kernel_tunnel = uses_kernel_tunnel(desired, observed)?;
+    let needless = |step: &Step| !kernel_tunnel && step.serves_tunnel();
+    let obsolete: Vec<_> = noted.backwards().into_iter().filter(needless).collect();
     // Planned for the host as it is without them.
     let mut without = observed.clone();
     if let Some(tunnel) = without.links.get_mut(TUNNEL) {
