@@ -34,6 +34,9 @@ const EVIDENCE_LIFE: Duration = Duration::from_secs(5);
 /// The least time between two probes of a check, whatever its timing says.
 const SHORTEST: Duration = Duration::from_millis(1);
 
+/// So many probes leave in one poll: their answers fit in the capture's ring many times.
+const SEND_LIMIT: usize = 1024;
+
 /// A check, and where its packets go.
 #[derive(Clone, Debug)]
 pub struct Planned {
@@ -63,12 +66,6 @@ impl Output {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Due {
-    Expire(ProbeId),
-    Send(u32),
-}
-
 /// All checks under way.
 #[derive(Debug)]
 pub struct Engine {
@@ -78,7 +75,10 @@ pub struct Engine {
     /// By check number; numbers are never reused, so that late answers cannot meet another check.
     subjects: Vec<Option<Box<Subject>>>,
     numbers: HashMap<CheckKey, u32>,
-    queue: Queue<Due>,
+    /// Checks, by when their next probe is due.
+    sends: Queue<u32>,
+    /// Probes, by when their time is up.
+    expiries: Queue<ProbeId>,
     evidence: HashMap<Ipv4Addr, (IcmpError, Monotonic)>,
     /// Of each real with UDP checks.
     rations: HashMap<IpAddr, Ration>,
@@ -96,7 +96,8 @@ impl Engine {
             lanes: HashMap::new(),
             subjects: Vec::new(),
             numbers: HashMap::new(),
-            queue: Queue::default(),
+            sends: Queue::default(),
+            expiries: Queue::default(),
             evidence: HashMap::new(),
             rations: HashMap::new(),
             counters: Counters::default(),
@@ -159,18 +160,21 @@ impl Engine {
     /// When [`Self::poll`] has something to do next.
     #[must_use]
     pub fn next_due(&self) -> Option<Monotonic> {
-        self.queue.next_due()
+        self.sends.next_due().into_iter().chain(self.expiries.next_due()).min()
     }
 
-    /// Sends what is due, and ends the wait of probes whose time is up. Captured packets must have been
-    /// [received](Self::receive) before: what arrived in time counts, even if it is looked at late.
-    pub fn poll(&mut self, now: Monotonic, out: &mut Output) {
-        while let Some((at, due)) = self.queue.pop_due(now) {
-            match due {
-                Due::Expire(probe) => self.expire(probe, now, out),
-                Due::Send(number) => self.send(number, at, now, out),
-            }
+    /// Ends the wait of probes whose time is up, and sends what is due. All packets that arrived until `heard` have been
+    /// [received](Self::receive): what arrived in time counts, even if it is looked at late. True: more may be due; receive
+    /// before the next poll, so that the answers to a belated crowd of probes find room.
+    pub fn poll(&mut self, now: Monotonic, heard: Monotonic, out: &mut Output) -> bool {
+        while let Some((_, probe)) = self.expiries.pop_due(heard.min(now)) {
+            self.expire(probe, now, out);
         }
+        for _ in 0..SEND_LIMIT {
+            let Some((at, number)) = self.sends.pop_due(now) else { return false };
+            self.send(number, at, now, out);
+        }
+        true
     }
 
     fn send(&mut self, number: u32, at: Monotonic, now: Monotonic, out: &mut Output) {
@@ -180,7 +184,8 @@ impl Engine {
         let interval = if subject.machine.pending() { timing.fast_interval } else { timing.interval };
         let interval = jitter(interval, self.cookies.spread(number, serial)).max(SHORTEST);
         // From the time that was planned, so that delays do not add up; from now after a long stall.
-        self.schedule(number, (at + interval).max(now));
+        let next = Some(at + interval).filter(|next| *next > now).unwrap_or(now + interval);
+        self.schedule(number, next);
         let lag = u64::try_from(now.since(at).as_micros()).unwrap_or(u64::MAX);
         self.counters.lag_max_us = self.counters.lag_max_us.max(lag);
         self.launch(number, now, out);
@@ -197,7 +202,7 @@ impl Engine {
         if let Err(detail) = launched {
             return self.not_sent(probe, detail, now, out);
         }
-        self.queue.push(now + timeout, Due::Expire(probe));
+        self.expiries.push(now + timeout, probe);
         if let Some(subject) = self.subject(number) {
             subject.last_run = Some(now);
         }
@@ -213,6 +218,12 @@ impl Engine {
             _ => self.counters.send_errors += 1,
         }
         self.resolve(probe, Finding::unknown(Reason::NotSent, Some(detail)), now, out);
+    }
+
+    /// The kernel refused a RST: the real repeats its SYN-ACK, which will be answered by another.
+    pub fn reset_not_sent(&mut self) {
+        self.counters.resets = self.counters.resets.saturating_sub(1);
+        self.counters.send_errors += 1;
     }
 
     fn encode(
@@ -412,7 +423,7 @@ impl Engine {
     fn schedule(&mut self, number: u32, at: Monotonic) {
         if let Some(subject) = self.subject(number) {
             subject.next_at = Some(at);
-            self.queue.push(at, Due::Send(number));
+            self.sends.push(at, number);
         }
     }
 

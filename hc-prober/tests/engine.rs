@@ -90,7 +90,7 @@ impl Bench {
                 return;
             }
             self.now = self.now + MS;
-            self.engine.poll(self.now, &mut self.out);
+            self.engine.poll(self.now, self.now, &mut self.out);
             self.collect();
         }
         panic!("not within 20 s");
@@ -335,6 +335,36 @@ fn answer_after_the_timeout_is_late_and_changes_nothing() {
 }
 
 #[test]
+fn probe_is_not_given_up_while_its_answer_may_wait_to_be_received() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    let probe = bench.probe();
+    let (sent_at, arrived) = (bench.now, bench.now + 10 * MS);
+    bench.now = sent_at + 2 * TIMING.timeout;
+    // A flood: only what arrived up to now has been looked at.
+    bench.engine.poll(bench.now, sent_at + 5 * MS, &mut bench.out);
+    assert_eq!(bench.counters().timeout, 0);
+    bench.engine.receive(&syn_ack(&probe, probe.sequence.wrapping_add(1)), arrived, &mut bench.out);
+    assert_eq!((bench.counters().passed, bench.counters().late), (1, 0));
+}
+
+#[test]
+fn stall_is_followed_by_one_probe_of_each_check_some_at_a_time() {
+    let mut bench = Bench::new(Kind::Icmp);
+    let ports = 1..=3000;
+    let count = ports.len();
+    bench.set(ports.map(|port| Kind::Tcp { port }).collect());
+    bench.now = bench.now + Duration::from_mins(1);
+    let mut polls = 0;
+    while bench.engine.poll(bench.now, bench.now, &mut bench.out) {
+        let sent = bench.out.packets.iter().len();
+        bench.out.packets.clear();
+        polls += 1;
+        assert!(sent <= 1024 && polls < 10, "{sent} in poll {polls}");
+    }
+    assert_eq!(bench.counters().sent, u64::try_from(count).unwrap());
+}
+
+#[test]
 fn results_count_in_the_order_of_sending() {
     let mut bench = Bench::new(Kind::Tcp { port: 80 });
     let first = bench.probe();
@@ -405,7 +435,7 @@ fn udp_port_unreachable_makes_soft_down_and_held_back_errors_do_not_bring_it_up(
     let (mut seen, mut last_error) = (0, None::<Monotonic>);
     for _ in 0..10_000 {
         bench.now = bench.now + MS;
-        bench.engine.poll(bench.now, &mut bench.out);
+        bench.engine.poll(bench.now, bench.now, &mut bench.out);
         bench.collect();
         while seen < bench.sent.len() {
             let probe = decode(&bench.sent[seen]);
@@ -448,7 +478,7 @@ impl Rationed {
         let end = self.bench.now + time;
         while self.bench.now < end {
             self.bench.now = self.bench.now + MS;
-            self.bench.engine.poll(self.bench.now, &mut self.bench.out);
+            self.bench.engine.poll(self.bench.now, self.bench.now, &mut self.bench.out);
             self.bench.collect();
             while let Some(probe) = self.bench.sent.get(self.seen).map(|bytes| decode(bytes)) {
                 self.seen += 1;

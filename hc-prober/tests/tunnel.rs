@@ -262,3 +262,15 @@ fn one_shots_wait_for_ports_and_for_no_longer_than_agreed() {
     let output = waiting.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
+
+/// A queue of ours that drops everything: our fault, which proves nothing about the real.
+#[test]
+fn probe_dropped_by_our_own_queue_counts_as_not_sent() {
+    let net = Net::new();
+    // A known neighbour: no packet waits for ARP instead.
+    Net::run(&net.lb, &["ip", "neigh", "replace", &REAL.to_string(), "lladdr", "02:00:00:00:00:01", "dev", "v0"]);
+    Net::run(&net.lb, &["tc", "qdisc", "add", "dev", "v0", "root", "pfifo", "limit", "0"]);
+    let output = net.check("--icmp");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(stdout(&output).starts_with("UNKNOWN NOT_SENT"), "{output:?}");
+}
