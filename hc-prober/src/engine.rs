@@ -122,13 +122,35 @@ impl Engine {
             let known = self.numbers.get(&planned.check.key).copied();
             match known.and_then(|number| self.subject(number)) {
                 Some(subject) => {
+                    let sooner = planned.check.timing.interval < subject.check.timing.interval;
                     subject.check = planned.check;
                     subject.path = planned.path;
+                    if let Some(number) = known.filter(|_| sooner) {
+                        self.advance(number, now);
+                    }
                 }
                 None => self.start(planned, now),
             }
         }
         self.share_rations();
+    }
+
+    /// A shorter interval holds from now on, not from the end of the longer one.
+    fn advance(&mut self, number: u32, now: Monotonic) {
+        let spread = self.cookies.spread(number, u32::MAX);
+        let Some(subject) = self.subject(number) else { return };
+        let at = now + phase(subject.check.timing.interval, spread);
+        if subject.next_at.is_some_and(|planned| planned > at) {
+            self.schedule(number, at);
+        }
+    }
+
+    /// Gives a check another path; its state stays.
+    pub fn set_path(&mut self, planned: &Planned) {
+        let number = self.numbers.get(&planned.check.key).copied();
+        if let Some(subject) = number.and_then(|number| self.subject(number)) {
+            subject.path = planned.path;
+        }
     }
 
     /// Counts the UDP checks of each real.
@@ -361,6 +383,9 @@ impl Engine {
         if rtt > subject.check.timing.timeout {
             self.counters.late += 1;
             return;
+        }
+        if finding.reason == Reason::Mismatch {
+            return subject.mismatched(probe.serial);
         }
         self.resolve(probe, Finding { rtt: Some(rtt), ..finding }, at, out);
     }

@@ -32,6 +32,8 @@ struct Pending {
     echoed: bool,
     /// An ICMP error about that echo request.
     hint: Option<Detail>,
+    /// A datagram came that is not the expected one.
+    mismatched: bool,
     result: Option<Finding>,
 }
 
@@ -119,7 +121,7 @@ impl Subject {
     /// Records that probe number [`Self::next_serial`] leaves, or is to.
     pub fn launched(&mut self, now: Monotonic) {
         self.last_attempt = Some(now);
-        self.window.push_back(Pending { sent_at: now, echoed: false, hint: None, result: None });
+        self.window.push_back(Pending { sent_at: now, echoed: false, hint: None, mismatched: false, result: None });
     }
 
     /// Whether the probe still awaits its result.
@@ -142,13 +144,21 @@ impl Subject {
         }
     }
 
-    /// What it means that the probe got no answer in time; `evidence`: what is known about its real; `ration`: of the real.
+    /// An unexpected datagram came for the probe. Anybody who guesses the port can send one: the right one may still come.
+    pub fn mismatched(&mut self, serial: u32) {
+        if let Some(pending) = self.pending_mut(serial) {
+            pending.mismatched = true;
+        }
+    }
+
+    /// What it means that the probe got no (right) answer in time; `evidence`: what is known about its real; `ration`: of the real.
     #[must_use]
     pub fn silence(&self, serial: u32, now: Monotonic, evidence: Option<Detail>, ration: Option<&Ration>) -> Finding {
         let pending = self.pending(serial);
         let evidence = pending.and_then(|pending| pending.hint).or(evidence);
         let timeout = Finding::fail(Severity::Hard, Reason::Timeout, evidence);
         match (&self.check.key.kind, pending) {
+            (_, Some(Pending { mismatched: true, .. })) => Finding::fail(Severity::Soft, Reason::Mismatch, None),
             (Kind::Udp { require_reply: false, .. }, Some(Pending { echoed: true, sent_at, .. })) => {
                 let Self { refused_at, quiet_since, .. } = *self;
                 let interval = self.check.timing.interval;

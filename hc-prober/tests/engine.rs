@@ -420,10 +420,16 @@ fn udp_reply_unexpected_is_a_mismatch_and_silence_fails_if_a_reply_is_required()
     let mut bench = Bench::new(udp(true, Some(b"yes")));
     let probe = bench.probe();
     bench.receive(&datagram(&probe, b"no"));
+    assert_eq!(bench.counters().mismatch, 0, "the right one may still come");
+    bench.receive(&datagram(&probe, b"yes"));
+    assert_eq!((bench.counters().mismatch, bench.counters().passed), (0, 1));
+    let probe = bench.probe();
+    bench.receive(&datagram(&probe, b"no"));
+    bench.pass(TIMING.timeout + MS);
     assert_eq!(bench.counters().mismatch, 1);
     let probe = bench.probe();
     bench.receive(&datagram(&probe, b"yes, sir"));
-    assert_eq!(bench.counters().passed, 1);
+    assert_eq!(bench.counters().passed, 2);
     bench.pass(3 * TIMING.timeout);
     assert!(bench.counters().timeout > 0);
 }
@@ -591,6 +597,37 @@ fn ports_all_in_use_are_retried_at_the_fast_interval() {
     let attempts = attempts(&mut bench, time);
     assert!(due_within(time).contains(&attempts), "{attempts}");
     assert_eq!(bench.counters().no_port, attempts);
+}
+
+#[test]
+fn interval_made_shorter_holds_at_once() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    bench.up();
+    let key = bench.engine.subjects().next().unwrap().check.key.clone();
+    let path = bench.engine.subjects().next().unwrap().path;
+    let set = |bench: &mut Bench, interval| {
+        let check = Check { key: key.clone(), timing: Timing { interval, ..TIMING } };
+        bench.engine.set_checks(vec![Planned { check, path }], bench.now);
+    };
+    set(&mut bench, Duration::from_mins(10));
+    let probe = bench.probe();
+    bench.receive(&syn_ack(&probe, probe.sequence.wrapping_add(1)));
+    set(&mut bench, Duration::from_secs(1));
+    let before = bench.now;
+    bench.probe();
+    assert!(bench.now.since(before) <= Duration::from_secs(1) + MS);
+}
+
+#[test]
+fn path_found_again_is_taken_by_the_next_probe() {
+    let mut bench = Bench::new(Kind::Icmp);
+    let subject = bench.engine.subjects().next().unwrap();
+    let found = Planned { check: subject.check.clone(), path: subject.path };
+    bench.engine.set_path(&Planned { path: Err(Detail::NoRoute(101)), ..found.clone() });
+    bench.pass(Duration::from_secs(3));
+    assert_eq!(bench.sent.len(), 0);
+    bench.engine.set_path(&found);
+    bench.probe();
 }
 
 #[test]
