@@ -151,7 +151,7 @@ impl Capture {
         let values = self.counters.get(&0, 0);
         values.iter().flat_map(|values| values.iter()).fold(CaptureCounters::default(), |sum, cpu| CaptureCounters {
             taken: sum.taken + cpu.taken,
-            evidence: sum.evidence + cpu.evidence,
+            passed: sum.passed + cpu.passed,
             ring_full: sum.ring_full + cpu.ring_full,
             truncated: sum.truncated + cpu.truncated,
         })

@@ -72,7 +72,7 @@ impl Driver {
     #[must_use]
     pub fn counters(&self) -> Counters {
         let capture = self.capture.counters();
-        Counters { captured: capture.taken + capture.evidence, ring_full: capture.ring_full, ..self.engine.counters() }
+        Counters { captured: capture.taken + capture.passed, ring_full: capture.ring_full, ..self.engine.counters() }
     }
 }
 

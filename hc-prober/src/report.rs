@@ -165,7 +165,7 @@ pub struct Counters {
     /// Probes that prove nothing: silence that is allowed, or not sent.
     pub unknown: u64,
 
-    /// Packets taken by the capture and handed up.
+    /// Packets that the capture handed up.
     pub captured: u64,
     /// Packets that claim to answer a probe and do not prove it. They change nothing.
     pub forged: u64,

@@ -22,6 +22,7 @@ use crate::{
     driver::{Driver, now},
     engine::{Engine, Output, Planned},
     plan::{plan, watches},
+    settings::shared_port,
     subject::Subject,
     time::Monotonic,
     transport::Transport,
@@ -86,6 +87,14 @@ impl Prober {
     /// another prober.
     pub fn start(settings: Settings) -> Result<(Self, mpsc::UnboundedReceiver<Transition>), Error> {
         let driver = open(&settings)?;
+        if let Some(port) = shared_port(&settings.ports) {
+            let ports = format!("{}-{}", settings.ports.start(), settings.ports.end());
+            tracing::warn!(
+                port,
+                "the kernel gives source ports of the prober to sockets, whose answers from a VIP would be lost: \
+                 add {ports} to net.ipv4.ip_local_reserved_ports"
+            );
+        }
         let (commands, inbox) = mpsc::unbounded_channel();
         let (outbox, transitions) = mpsc::unbounded_channel();
         let (started, outcome) = std::sync::mpsc::sync_channel(1);

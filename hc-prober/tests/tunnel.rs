@@ -274,3 +274,35 @@ fn probe_dropped_by_our_own_queue_counts_as_not_sent() {
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     assert!(stdout(&output).starts_with("UNKNOWN NOT_SENT"), "{output:?}");
 }
+
+/// Somebody's `ping` of the VIP may have an identifier in our range.
+#[test]
+fn echo_reply_of_a_foreign_ping_reaches_it() {
+    use etherparse::{Icmpv4Slice, PacketBuilder};
+    use socket2::{Domain, Protocol, Socket, Type};
+    let net = Net::new();
+    Net::run(&net.lb, &["ip", "route", "add", &VIP.to_string(), "via", &REAL.to_string()]);
+    let (prober, mut transitions) = start(&net);
+    runtime().block_on(async {
+        prober.set_checks(vec![check(Kind::Icmp)]);
+        assert_eq!(next(&mut transitions).await.to, State::Up);
+    });
+    let id = *hc_prober::settings::DAEMON_PORTS.start();
+    let echoed = inside(&net.lb, move || {
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut echo = Vec::new();
+        let builder = PacketBuilder::ipv4(LB.octets(), VIP.octets(), 64).icmpv4_echo_request(id, 1);
+        builder.write(&mut echo, b"ping").unwrap();
+        socket.send_to(&echo[20..], &SocketAddr::from((VIP, 0)).into()).unwrap();
+        loop {
+            let mut buffer = [0; 256];
+            let length = std::io::Read::read(&mut &socket, &mut buffer).expect("no reply");
+            let icmp = Icmpv4Slice::from_slice(&buffer[20..length]).unwrap();
+            if icmp.payload() == b"ping" {
+                return true;
+            }
+        }
+    });
+    assert!(echoed);
+}
