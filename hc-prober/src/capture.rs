@@ -78,6 +78,21 @@ pub struct Capture {
     _claim: Claim,
 }
 
+impl CaptureError {
+    /// Whether others are in the way who will be gone soon: they have the ports, or every place on an interface
+    /// (`BPF_MPROG_MAX`, 64 programs).
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        match self {
+            Self::Claim { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
+            Self::Attach { source: ProgramError::SyscallError(error), .. } => {
+                error.io_error.raw_os_error() == Some(libc::ERANGE)
+            }
+            Self::Attach { .. } | Self::Load(_) | Self::Program(_) | Self::Missing(_) | Self::Map { .. } => false,
+        }
+    }
+}
+
 impl Capture {
     /// Loads the program for `ports` and attaches it to the ingress of each interface.
     ///
@@ -136,7 +151,7 @@ impl Capture {
         let values = self.counters.get(&0, 0);
         values.iter().flat_map(|values| values.iter()).fold(CaptureCounters::default(), |sum, cpu| CaptureCounters {
             taken: sum.taken + cpu.taken,
-            evidence: sum.evidence + cpu.evidence,
+            passed: sum.passed + cpu.passed,
             ring_full: sum.ring_full + cpu.ring_full,
             truncated: sum.truncated + cpu.truncated,
         })

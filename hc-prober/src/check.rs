@@ -28,6 +28,10 @@ pub enum Kind {
         port: u16,
     },
     /// A datagram; up on a reply, down on a port unreachable from the target (RFC 1122, 4.1.3.1).
+    ///
+    /// A reply proves no more than that its sender knew the addresses and guessed the source port, one of some 3,500 in use
+    /// for a timeout. Who can send packets with the VIP as their source may so keep a dead service UP; `expect` with an
+    /// answer that others cannot know is the remedy. An unexpected datagram takes nothing DOWN before the timeout.
     Udp {
         /// Destination port, host byte order.
         port: u16,

@@ -1,7 +1,6 @@
 //! The command line.
 
 use std::{
-    ffi::OsString,
     fmt,
     net::{IpAddr, Ipv4Addr},
     process::ExitCode,
@@ -23,9 +22,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Check one real once, or a number of times, and say what was found by the exit code.
     #[command(
-        after_help = "Exit codes: nagios 0 up, 2 down, 3 unknown or could not run, usage errors included; keepalived \
-                      (MISC_CHECK) 0 up or could not run, usage errors included, 1 down. With several checks, down if \
-                      any failed."
+        after_help = "Exit codes: nagios 0 up, 2 down, 3 unknown or could not run; keepalived (MISC_CHECK) 0 up, unknown \
+                      or could not run, 1 down. With several checks, down if any failed. Usage errors: 3, whichever \
+                      codes are chosen: try the command line by hand before keepalived runs it."
     )]
     Check(CheckArgs),
 }
@@ -93,9 +92,6 @@ pub(crate) enum ExitCodes {
     Keepalived,
 }
 
-/// The option of [`CheckArgs::exit_codes`].
-const EXIT_CODES: &str = "--exit-codes";
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
     Text,
@@ -121,15 +117,6 @@ impl fmt::Display for Exit {
 }
 
 impl ExitCodes {
-    /// What arguments that could not be parsed ask for: keepalived takes every code but 0 for a failure, or with
-    /// `misc_dynamic` for a new weight, so a mistyped option must not end with a code of Nagios.
-    pub(crate) fn of_unparsed(arguments: impl Iterator<Item = OsString>) -> Self {
-        let words: Vec<_> = arguments.collect();
-        let joined = OsString::from(format!("{EXIT_CODES}=keepalived"));
-        let apart = words.windows(2).any(|pair| pair == [EXIT_CODES, "keepalived"]);
-        if apart || words.contains(&joined) { Self::Keepalived } else { Self::Nagios }
-    }
-
     pub(crate) fn code(self, exit: Exit) -> ExitCode {
         ExitCode::from(match (self, exit) {
             // Under keepalived, what could not be checked must not be taken out.
@@ -204,15 +191,6 @@ mod tests {
         assert_eq!(args.check().unwrap().key.kind, kind);
         assert!(parse(&["--udp", "53", "--payload", "0"]).is_err());
         assert!(parse(&["--udp", "53", "--payload", "0g"]).is_err());
-    }
-
-    #[test]
-    fn keepalived_is_recognised_in_arguments_that_do_not_parse() {
-        let of = |line: &str| ExitCodes::of_unparsed(line.split(' ').map(OsString::from));
-        assert_eq!(of("check --exit-codes keepalived --tpc 80"), ExitCodes::Keepalived);
-        assert_eq!(of("check --bogus --exit-codes=keepalived"), ExitCodes::Keepalived);
-        assert_eq!(of("check --exit-codes nagios --tpc keepalived"), ExitCodes::Nagios);
-        assert_eq!(of("check --exit-codes"), ExitCodes::Nagios);
     }
 
     #[test]

@@ -29,20 +29,27 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Receives what has arrived, sends what is due and what answers it. True: more may have arrived already, take
+    /// Receives what has arrived, sends what is due and what answers it. True: more may have arrived or be due already, take
     /// another turn before you wait.
     pub fn turn(&mut self) -> bool {
-        let more = self.receive();
+        // Before looking: what arrives meanwhile may be seen or not.
+        let before = now();
         // What has arrived by now was counted before its time is declared to be up.
-        self.engine.poll(now(), &mut self.output);
+        let heard = self.receive().unwrap_or(before);
+        let more = self.engine.poll(now(), heard, &mut self.output);
         self.send();
-        more
+        more || heard < before
     }
 
-    /// Receives what has arrived. Nothing falls due. True: more may have arrived already.
-    pub fn receive(&mut self) -> bool {
+    /// Receives what has arrived. Nothing falls due. `Some`: there may be more, that arrived after this time.
+    pub fn receive(&mut self) -> Option<Monotonic> {
         let (engine, output) = (&mut self.engine, &mut self.output);
-        self.capture.drain(RECEIVE_LIMIT, |packet, at| engine.receive(packet, at, output))
+        let mut latest = Monotonic::default();
+        let more = self.capture.drain(RECEIVE_LIMIT, |packet, at| {
+            latest = latest.max(at);
+            engine.receive(packet, at, output);
+        });
+        more.then_some(latest)
     }
 
     /// Sends what the engine has put out.
@@ -50,11 +57,14 @@ impl Driver {
         if self.output.packets.is_empty() {
             return;
         }
-        let mut refused: Vec<(ProbeId, i32)> = Vec::new();
+        let mut refused: Vec<(Option<ProbeId>, i32)> = Vec::new();
         self.transport.send(&self.output.packets, |probe, errno| refused.push((probe, errno)));
         self.output.packets.clear();
         for (probe, errno) in refused {
-            self.engine.not_sent(probe, Detail::Refused(errno), now(), &mut self.output);
+            match probe {
+                Some(probe) => self.engine.not_sent(probe, Detail::Refused(errno), now(), &mut self.output),
+                None => self.engine.reset_not_sent(),
+            }
         }
     }
 
@@ -62,7 +72,7 @@ impl Driver {
     #[must_use]
     pub fn counters(&self) -> Counters {
         let capture = self.capture.counters();
-        Counters { captured: capture.taken + capture.evidence, ring_full: capture.ring_full, ..self.engine.counters() }
+        Counters { captured: capture.taken + capture.passed, ring_full: capture.ring_full, ..self.engine.counters() }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
     time::Duration,
 };
@@ -15,6 +15,7 @@ use crate::{
     cookie::{Cookie, Cookies, LaneKey, Protocol},
     finding::{Detail, Finding, Proof, interpret, prove},
     lane::{Flight, Lane},
+    ration::Ration,
     reply::{Answer, IcmpError, Reply, parse},
     report::{Counters, Reason},
     schedule::{Queue, jitter, phase},
@@ -29,6 +30,12 @@ pub const MEMORY: Duration = Duration::from_secs(64);
 
 /// How long an ICMP error about the tunnel explains silence.
 const EVIDENCE_LIFE: Duration = Duration::from_secs(5);
+
+/// The least time between two probes of a check, whatever its timing says.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// So many probes leave in one poll: their answers fit in the capture's ring many times.
+const SEND_LIMIT: usize = 1024;
 
 /// A check, and where its packets go.
 #[derive(Clone, Debug)]
@@ -59,12 +66,6 @@ impl Output {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Due {
-    Expire(ProbeId),
-    Send(u32),
-}
-
 /// All checks under way.
 #[derive(Debug)]
 pub struct Engine {
@@ -74,8 +75,13 @@ pub struct Engine {
     /// By check number; numbers are never reused, so that late answers cannot meet another check.
     subjects: Vec<Option<Box<Subject>>>,
     numbers: HashMap<CheckKey, u32>,
-    queue: Queue<Due>,
+    /// Checks, by when their next probe is due.
+    sends: Queue<u32>,
+    /// Probes, by when their time is up.
+    expiries: Queue<ProbeId>,
     evidence: HashMap<Ipv4Addr, (IcmpError, Monotonic)>,
+    /// Of each real with UDP checks.
+    rations: HashMap<IpAddr, Ration>,
     counters: Counters,
     changes: Vec<Change>,
 }
@@ -90,8 +96,10 @@ impl Engine {
             lanes: HashMap::new(),
             subjects: Vec::new(),
             numbers: HashMap::new(),
-            queue: Queue::default(),
+            sends: Queue::default(),
+            expiries: Queue::default(),
             evidence: HashMap::new(),
+            rations: HashMap::new(),
             counters: Counters::default(),
             changes: Vec::new(),
         }
@@ -114,12 +122,46 @@ impl Engine {
             let known = self.numbers.get(&planned.check.key).copied();
             match known.and_then(|number| self.subject(number)) {
                 Some(subject) => {
+                    let sooner = planned.check.timing.interval < subject.check.timing.interval;
                     subject.check = planned.check;
                     subject.path = planned.path;
+                    if let Some(number) = known.filter(|_| sooner) {
+                        self.advance(number, now);
+                    }
                 }
                 None => self.start(planned, now),
             }
         }
+        self.share_rations();
+    }
+
+    /// A shorter interval holds from now on, not from the end of the longer one.
+    fn advance(&mut self, number: u32, now: Monotonic) {
+        let spread = self.cookies.spread(number, u32::MAX);
+        let Some(subject) = self.subject(number) else { return };
+        let at = now + phase(subject.check.timing.interval, spread);
+        if subject.next_at.is_some_and(|planned| planned > at) {
+            self.schedule(number, at);
+        }
+    }
+
+    /// Gives a check another path; its state stays.
+    pub fn set_path(&mut self, planned: &Planned) {
+        let number = self.numbers.get(&planned.check.key).copied();
+        if let Some(subject) = number.and_then(|number| self.subject(number)) {
+            subject.path = planned.path;
+        }
+    }
+
+    /// Counts the UDP checks of each real.
+    fn share_rations(&mut self) {
+        self.rations.values_mut().for_each(|ration| ration.checks = 0);
+        for subject in self.subjects.iter().flatten() {
+            if matches!(subject.check.key.kind, Kind::Udp { .. }) {
+                self.rations.entry(subject.check.key.real).or_default().checks += 1;
+            }
+        }
+        self.rations.retain(|_, ration| ration.checks > 0);
     }
 
     fn start(&mut self, planned: Planned, now: Monotonic) {
@@ -140,18 +182,21 @@ impl Engine {
     /// When [`Self::poll`] has something to do next.
     #[must_use]
     pub fn next_due(&self) -> Option<Monotonic> {
-        self.queue.next_due()
+        self.sends.next_due().into_iter().chain(self.expiries.next_due()).min()
     }
 
-    /// Sends what is due, and ends the wait of probes whose time is up. Captured packets must have been
-    /// [received](Self::receive) before: what arrived in time counts, even if it is looked at late.
-    pub fn poll(&mut self, now: Monotonic, out: &mut Output) {
-        while let Some((at, due)) = self.queue.pop_due(now) {
-            match due {
-                Due::Expire(probe) => self.expire(probe, now, out),
-                Due::Send(number) => self.send(number, at, now, out),
-            }
+    /// Ends the wait of probes whose time is up, and sends what is due. All packets that arrived until `heard` have been
+    /// [received](Self::receive): what arrived in time counts, even if it is looked at late. True: more may be due; receive
+    /// before the next poll, so that the answers to a belated crowd of probes find room.
+    pub fn poll(&mut self, now: Monotonic, heard: Monotonic, out: &mut Output) -> bool {
+        while let Some((_, probe)) = self.expiries.pop_due(heard.min(now)) {
+            self.expire(probe, now, out);
         }
+        for _ in 0..SEND_LIMIT {
+            let Some((at, number)) = self.sends.pop_due(now) else { return false };
+            self.send(number, at, now, out);
+        }
+        true
     }
 
     fn send(&mut self, number: u32, at: Monotonic, now: Monotonic, out: &mut Output) {
@@ -159,9 +204,10 @@ impl Engine {
         let Some(subject) = self.subject(number).filter(|subject| subject.next_at == Some(at)) else { return };
         let (timing, serial) = (subject.check.timing, subject.next_serial());
         let interval = if subject.machine.pending() { timing.fast_interval } else { timing.interval };
-        let interval = jitter(interval, self.cookies.spread(number, serial)).max(Duration::from_millis(1));
+        let interval = jitter(interval, self.cookies.spread(number, serial)).max(SHORTEST);
         // From the time that was planned, so that delays do not add up; from now after a long stall.
-        self.schedule(number, (at + interval).max(now));
+        let next = Some(at + interval).filter(|next| *next > now).unwrap_or(now + interval);
+        self.schedule(number, next);
         let lag = u64::try_from(now.since(at).as_micros()).unwrap_or(u64::MAX);
         self.counters.lag_max_us = self.counters.lag_max_us.max(lag);
         self.launch(number, now, out);
@@ -172,13 +218,13 @@ impl Engine {
         let Some(subject) = self.subject(number) else { return };
         let (kind, path, timeout) = (subject.check.key.kind.clone(), subject.path, subject.check.timing.timeout);
         let probe = ProbeId { check: number, serial: subject.next_serial() };
-        subject.launched();
+        subject.launched(now);
         self.counters.sent += 1;
         let launched = path.and_then(|path| self.encode(probe, &kind, path, now, out));
         if let Err(detail) = launched {
             return self.not_sent(probe, detail, now, out);
         }
-        self.queue.push(now + timeout, Due::Expire(probe));
+        self.expiries.push(now + timeout, probe);
         if let Some(subject) = self.subject(number) {
             subject.last_run = Some(now);
         }
@@ -194,6 +240,12 @@ impl Engine {
             _ => self.counters.send_errors += 1,
         }
         self.resolve(probe, Finding::unknown(Reason::NotSent, Some(detail)), now, out);
+    }
+
+    /// The kernel refused a RST: the real repeats its SYN-ACK, which will be answered by another.
+    pub fn reset_not_sent(&mut self) {
+        self.counters.resets = self.counters.resets.saturating_sub(1);
+        self.counters.send_errors += 1;
     }
 
     fn encode(
@@ -213,6 +265,7 @@ impl Engine {
             }
             Kind::Udp { port, payload, require_reply, .. } => {
                 let (from, cookie) = self.depart(probe, path, Protocol::Udp, *port, false, now)?;
+                self.rations.entry(path.real.into()).or_default().departed(now);
                 let ours = cookie.bytes();
                 let payload = if payload.is_empty() { ours.as_slice() } else { payload.as_slice() };
                 push(out, probe, path, cookie, Segment::Datagram { from, to: *port, payload })?;
@@ -308,12 +361,13 @@ impl Engine {
 
     fn genuine(&mut self, flight: &Flight, answer: &Answer<'_>, repeated: bool, at: Monotonic, out: &mut Output) {
         let probe = ProbeId { check: flight.check, serial: flight.serial };
-        let is_open = |subject: &&mut Subject| subject.is_open(probe.serial);
-        let subject = self.subject(probe.check).filter(is_open);
-        if flight.companion && matches!(answer, Answer::Echo { .. }) {
-            // Its only use is to explain the silence of the datagram.
-            return subject.map_or((), |subject| subject.echoed(probe.serial));
+        if let (Answer::Error { .. }, Some(ration)) = (answer, self.rations.get_mut(&flight.real.into())) {
+            ration.refused(flight.sent_at, MEMORY);
         }
+        if flight.companion {
+            return self.alongside(probe, answer);
+        }
+        let subject = self.subject(probe.check).filter(|subject| subject.is_open(probe.serial));
         let Some(subject) = subject else {
             let counter = if repeated { &mut self.counters.repeated } else { &mut self.counters.late };
             *counter += 1;
@@ -330,7 +384,25 @@ impl Engine {
             self.counters.late += 1;
             return;
         }
+        if finding.reason == Reason::Mismatch {
+            return subject.mismatched(probe.serial);
+        }
         self.resolve(probe, Finding { rtt: Some(rtt), ..finding }, at, out);
+    }
+
+    /// The echo request alongside a UDP probe was answered. Its only use is to explain the datagram's silence: it decides
+    /// nothing itself.
+    fn alongside(&mut self, probe: ProbeId, answer: &Answer<'_>) {
+        let Some(Some(subject)) = slot(&mut self.subjects, probe.check) else { return };
+        match *answer {
+            Answer::Echo { .. } => subject.echoed(probe.serial),
+            Answer::Error { error, .. } => {
+                subject.hinted(probe.serial, Detail::Inner(error));
+                self.counters.evidence += 1;
+            }
+            Answer::SynAck { .. } | Answer::Reset { .. } | Answer::Ack | Answer::Unproven | Answer::Datagram { .. } => {
+            }
+        }
     }
 
     fn expire(&mut self, probe: ProbeId, now: Monotonic, out: &mut Output) {
@@ -341,7 +413,8 @@ impl Engine {
         let evidence = subject.path.ok().and_then(|path| self.evidence.get(&path.real));
         let evidence =
             evidence.filter(|(_, at)| now.since(*at) < EVIDENCE_LIFE).map(|(error, _)| Detail::Outer(*error));
-        let finding = subject.silence(probe.serial, now, evidence);
+        let ration = self.rations.get(&subject.check.key.real);
+        let finding = subject.silence(probe.serial, now, evidence, ration);
         self.resolve(probe, finding, now, out);
     }
 
@@ -352,10 +425,8 @@ impl Engine {
         }
         out.transitions.extend(self.changes.drain(..).map(|change| (subject.check.key.clone(), change)));
         out.findings.push((probe, finding));
-        let hasten = hastened(
-            subject,
-            jitter(subject.check.timing.fast_interval, self.cookies.spread(probe.check, probe.serial)),
-        );
+        let fast = jitter(subject.check.timing.fast_interval, self.cookies.spread(probe.check, probe.serial));
+        let hasten = hastened(subject, fast.max(SHORTEST));
         *self.counter(finding) += 1;
         if let Some(at) = hasten {
             self.schedule(probe.check, at.max(now));
@@ -377,7 +448,7 @@ impl Engine {
     fn schedule(&mut self, number: u32, at: Monotonic) {
         if let Some(subject) = self.subject(number) {
             subject.next_at = Some(at);
-            self.queue.push(at, Due::Send(number));
+            self.sends.push(at, number);
         }
     }
 
@@ -407,9 +478,10 @@ fn slot(subjects: &mut [Option<Box<Subject>>], number: u32) -> Option<&mut Optio
     subjects.get_mut(usize::try_from(number).ok()?)
 }
 
-/// When the next probe must leave earlier than planned because a verdict is pending now.
+/// When the next probe must leave earlier than planned because a verdict is pending now. Counted from the last attempt,
+/// also one that failed: else a probe that cannot be sent would be due again at once, forever.
 fn hastened(subject: &Subject, fast: Duration) -> Option<Monotonic> {
-    let wish = subject.last_run? + fast;
+    let wish = subject.last_attempt? + fast;
     (subject.machine.pending() && subject.next_at? > wish).then_some(wish)
 }
 

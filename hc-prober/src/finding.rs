@@ -124,6 +124,8 @@ pub fn prove(answer: &Answer<'_>, protocol: Protocol, cookie: Cookie) -> Proof {
         Answer::SynAck { acknowledgement } | Answer::Reset { acknowledgement } => {
             acknowledgement == cookie.sequence().wrapping_add(1)
         }
+        // Nothing but the port that it came to: see [`Cookie`]. So it is believed when it is the expected one, and another
+        // does not end the wait.
         Answer::Datagram { .. } => true,
         Answer::Error { id, sequence, .. } => {
             let expected = match protocol {

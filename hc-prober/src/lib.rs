@@ -21,6 +21,7 @@ pub mod engine;
 pub mod finding;
 pub mod lane;
 pub mod plan;
+pub mod ration;
 pub mod reply;
 pub mod report;
 pub mod route;

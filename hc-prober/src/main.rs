@@ -9,12 +9,15 @@ use std::{
 };
 
 use clap::Parser;
-use cli::{CheckArgs, Cli, Command, Exit, ExitCodes, Output};
+use cli::{CheckArgs, Cli, Command, Exit, Output};
 use hc_prober::{
     CheckKey, Kind, Settings,
     session::{Session, Summary},
 };
 use serde_json::json;
+
+/// Exit code of a command line that cannot be understood.
+const USAGE: u8 = 3;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -25,7 +28,8 @@ fn main() -> ExitCode {
                 // Help and version were asked for.
                 return ExitCode::SUCCESS;
             }
-            return ExitCodes::of_unparsed(std::env::args_os()).code(Exit::Unknown);
+            // Whatever was meant by the rest of it: never a code that means a result.
+            return ExitCode::from(USAGE);
         }
     };
     let Command::Check(args) = cli.command;
@@ -44,7 +48,7 @@ fn check(args: &CheckArgs) -> Result<Exit, Box<dyn std::error::Error>> {
     let check = args.check()?;
     let mut settings = Settings::new(args.interface.clone())?;
     settings.outer_source = args.source;
-    let mut session = Session::open(&check, settings)?;
+    let mut session = Session::open(&check, settings, args.count)?;
     let summary = session.run(args.count, args.pace());
     let exit = match summary {
         Summary { failed: 1.., .. } => Exit::Down,

@@ -165,7 +165,7 @@ pub struct Counters {
     /// Probes that prove nothing: silence that is allowed, or not sent.
     pub unknown: u64,
 
-    /// Packets taken by the capture and handed up.
+    /// Packets that the capture handed up.
     pub captured: u64,
     /// Packets that claim to answer a probe and do not prove it. They change nothing.
     pub forged: u64,
@@ -175,7 +175,7 @@ pub struct Counters {
     pub repeated: u64,
     /// Genuine packets that prove nothing by themselves (a challenge ACK).
     pub neutral: u64,
-    /// ICMP errors about an outer packet: evidence, never a verdict.
+    /// ICMP errors about an outer packet, or about the echo request alongside a UDP probe: evidence, never a verdict.
     pub evidence: u64,
     /// Captured packets that could not be parsed.
     pub malformed: u64,

@@ -22,6 +22,7 @@ use crate::{
     driver::{Driver, now},
     engine::{Engine, Output, Planned},
     plan::{plan, watches},
+    settings::shared_port,
     subject::Subject,
     time::Monotonic,
     transport::Transport,
@@ -86,6 +87,14 @@ impl Prober {
     /// another prober.
     pub fn start(settings: Settings) -> Result<(Self, mpsc::UnboundedReceiver<Transition>), Error> {
         let driver = open(&settings)?;
+        if let Some(port) = shared_port(&settings.ports) {
+            let ports = format!("{}-{}", settings.ports.start(), settings.ports.end());
+            tracing::warn!(
+                port,
+                "the kernel gives source ports of the prober to sockets, whose answers from a VIP would be lost: \
+                 add {ports} to net.ipv4.ip_local_reserved_ports"
+            );
+        }
         let (commands, inbox) = mpsc::unbounded_channel();
         let (outbox, transitions) = mpsc::unbounded_channel();
         let (started, outcome) = std::sync::mpsc::sync_channel(1);
@@ -170,11 +179,10 @@ struct Runner {
     settings: Settings,
     driver: Driver,
     arrival: AsyncFd<OwnedFd>,
-    checks: Vec<Check>,
     watched: Watched,
     wanted: HashMap<Watch, u32>,
-    /// Some check's real had no route.
-    unrouted: bool,
+    /// Checks whose real had no route.
+    unrouted: Vec<Check>,
     routes: Handle,
     inbox: mpsc::UnboundedReceiver<Command>,
     outbox: mpsc::UnboundedSender<Transition>,
@@ -194,10 +202,9 @@ impl Runner {
             settings,
             driver,
             arrival,
-            checks: Vec::new(),
             watched: Watched::default(),
             wanted: HashMap::new(),
-            unrouted: false,
+            unrouted: Vec::new(),
             routes,
             inbox,
             outbox,
@@ -230,25 +237,30 @@ impl Runner {
 
     async fn obey(&mut self, command: Command) {
         match command {
-            Command::Set(checks) => {
-                self.checks = checks;
-                self.apply().await;
-            }
+            Command::Set(checks) => self.apply(&checks).await,
             Command::Status(reply) => drop(reply.send(self.status())),
             Command::Counters(reply) => drop(reply.send(self.driver.counters())),
         }
     }
 
-    async fn apply(&mut self) {
-        let planned = plan(&self.checks, &self.settings, &self.routes).await;
-        self.unrouted = planned.iter().any(is_unrouted);
+    async fn apply(&mut self, checks: &[Check]) {
+        let planned = plan(checks, &self.settings, &self.routes).await;
+        self.unrouted = unrouted(&planned);
         self.wanted = watches(&planned);
         self.watch();
         self.driver.engine.set_checks(planned, now());
     }
 
     async fn refresh(&mut self) {
-        if self.unrouted { self.apply().await } else { self.watch() }
+        if !self.unrouted.is_empty() {
+            let planned = plan(&self.unrouted, &self.settings, &self.routes).await;
+            self.unrouted = unrouted(&planned);
+            for (watch, roles) in watches(&planned) {
+                *self.wanted.entry(watch).or_default() |= roles;
+            }
+            planned.iter().for_each(|planned| self.driver.engine.set_path(planned));
+        }
+        self.watch();
     }
 
     fn watch(&mut self) {
@@ -297,8 +309,9 @@ fn arrivals(capture: &Capture) -> io::Result<AsyncFd<OwnedFd>> {
     arrivals.map_err(io::Error::from)
 }
 
-fn is_unrouted(planned: &Planned) -> bool {
-    matches!(planned.path, Err(crate::finding::Detail::NoRoute(_)))
+fn unrouted(planned: &[Planned]) -> Vec<Check> {
+    let has_no_route = |planned: &&Planned| matches!(planned.path, Err(crate::finding::Detail::NoRoute(_)));
+    planned.iter().filter(has_no_route).map(|planned| planned.check.clone()).collect()
 }
 
 fn status(subject: &Subject) -> CheckStatus {

@@ -2,6 +2,7 @@
 
 use std::{
     net::IpAddr,
+    ops::RangeInclusive,
     os::fd::AsFd,
     process,
     time::{Duration, Instant},
@@ -18,9 +19,15 @@ use crate::{
     report::{Counters, Reason},
     route,
     runner::{Error, open},
-    settings::{ONE_SHOT_BLOCK, ONE_SHOT_PORTS, Settings},
+    settings::{BLOCK_PORTS, ONE_SHOT_BLOCK, SINGLE_PORTS, Settings},
     state::Event,
 };
+
+/// How long to wait for source ports, in timeouts of the check: others, who wait for answers, give theirs back after one.
+const PATIENCE: u32 = 3;
+
+/// From one look for free source ports to the next.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// Why a session could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -74,12 +81,13 @@ pub struct Session {
 }
 
 impl Session {
-    /// Opens sockets and capture in the caller's network namespace. With no interface given, replies are captured on the one
-    /// that leads to the real; the ports are the first free block for one-shot probers.
+    /// Opens sockets and capture in the caller's network namespace, for `count` probes. With no interface given, replies are
+    /// captured on the one that leads to the real. The ports are free ones for one-shot probers; while there are none, they
+    /// are awaited, for three times the check's timeout.
     ///
     /// # Errors
     /// See [`SessionError`].
-    pub fn open(check: &Check, mut settings: Settings) -> Result<Self, SessionError> {
+    pub fn open(check: &Check, mut settings: Settings, count: u64) -> Result<Self, SessionError> {
         let real = check.key.real;
         let no_route = |source| SessionError::Route { real, source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_route)?;
@@ -91,7 +99,7 @@ impl Session {
             }
             Ok::<_, SessionError>(plan(std::slice::from_ref(check), &settings, &routes).await)
         })?;
-        let mut driver = open_any_block(&mut settings)?;
+        let mut driver = open_when_free(&mut settings, count, check.timing.timeout * PATIENCE)?;
         Watched::default().update(&mut driver.capture, &watches(&planned), now())?;
         let planned = planned.into_iter().next().ok_or(SessionError::Start)?;
         if let Err(detail) = planned.path {
@@ -173,18 +181,32 @@ impl Summary {
     }
 }
 
-/// Several one-shot probers may run at a time: each takes a block of ports of its own.
-fn open_any_block(settings: &mut Settings) -> Result<Driver, Error> {
-    let blocks = (ONE_SHOT_PORTS.end() - ONE_SHOT_PORTS.start()) / ONE_SHOT_BLOCK + 1;
-    let first = u16::try_from(process::id() % u32::from(blocks)).unwrap_or(0);
-    let mut result = None;
-    for n in 0..blocks {
-        let start = ONE_SHOT_PORTS.start() + (first + n) % blocks * ONE_SHOT_BLOCK;
-        settings.ports = start..=start + (ONE_SHOT_BLOCK - 1);
-        match open(settings) {
-            Err(Error::Capture(error @ CaptureError::Claim { .. })) => result = Some(error.into()),
-            opened => return opened,
+/// Several one-shot probers may run at a time: each takes ports of its own, as soon as there are some.
+fn open_when_free(settings: &mut Settings, count: u64, patience: Duration) -> Result<Driver, Error> {
+    let (all, size) = if count == 1 { (SINGLE_PORTS, 1) } else { (BLOCK_PORTS, ONE_SHOT_BLOCK) };
+    let end = Instant::now() + patience;
+    loop {
+        match open_any(settings, &all, size) {
+            Err(Error::Capture(error)) if error.is_busy() && Instant::now() < end => std::thread::sleep(RETRY),
+            result => return result,
         }
     }
-    Err(result.unwrap_or(Error::Ports { first: *ONE_SHOT_PORTS.start(), last: *ONE_SHOT_PORTS.end() }))
+}
+
+/// Opens on the first free block of `size` ports of `all`.
+fn open_any(settings: &mut Settings, all: &RangeInclusive<u16>, size: u16) -> Result<Driver, Error> {
+    let blocks = (all.end() - all.start()) / size + 1;
+    // Neighbours in time begin at different places, and a port rests before its turn comes again.
+    let first = u16::try_from(process::id() % u32::from(blocks)).unwrap_or(0);
+    let mut result = Err(Error::Ports { first: *all.start(), last: *all.end() });
+    for n in 0..blocks {
+        let start = all.start() + (first + n) % blocks * size;
+        settings.ports = start..=start + (size - 1);
+        result = open(settings);
+        match &result {
+            Err(Error::Capture(error @ CaptureError::Claim { .. })) if error.is_busy() => {}
+            Ok(_) | Err(_) => break,
+        }
+    }
+    result
 }

@@ -3,13 +3,16 @@
 use std::{net::Ipv4Addr, ops::RangeInclusive};
 
 /// Source ports (and ICMP identifiers) of a daemon. Above the kernel's default `ip_local_port_range`, so that they never
-/// collide with a socket, and below [`ONE_SHOT_PORTS`].
+/// collide with a socket, and below those of one-shot probers.
 pub const DAEMON_PORTS: RangeInclusive<u16> = 61_000..=64_511;
 
-/// Source ports of one-shot probers, in blocks of [`ONE_SHOT_BLOCK`].
-pub const ONE_SHOT_PORTS: RangeInclusive<u16> = 64_512..=65_535;
+/// Source ports of one-shot probers with a single probe, which takes one. Each port is claimed on its own.
+pub const SINGLE_PORTS: RangeInclusive<u16> = 64_512..=65_023;
 
-/// How many source ports a one-shot prober claims.
+/// Source ports of one-shot probers with several probes, in blocks of [`ONE_SHOT_BLOCK`].
+pub const BLOCK_PORTS: RangeInclusive<u16> = 65_024..=65_535;
+
+/// How many source ports a one-shot prober with several probes claims.
 pub const ONE_SHOT_BLOCK: u16 = 64;
 
 /// Settings of a prober.
@@ -41,4 +44,40 @@ impl Settings {
 
 fn fill_random(bytes: &mut [u8]) -> std::io::Result<()> {
     std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, bytes)
+}
+
+/// The first of `ports` that the kernel may give to a socket by itself: one that is in its `ip_local_port_range` and not in
+/// its `ip_local_reserved_ports`. Answers to such a socket from a VIP would be taken for answers to probes.
+#[must_use]
+pub fn shared_port(ports: &RangeInclusive<u16>) -> Option<u16> {
+    let read = |name| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
+    shared(ports, &read("ip_local_port_range"), &read("ip_local_reserved_ports"))
+}
+
+/// `local` is two numbers; `reserved` a list of numbers and ranges like `8080,61000-64511`.
+fn shared(ports: &RangeInclusive<u16>, local: &str, reserved: &str) -> Option<u16> {
+    let mut ends = local.split_whitespace().filter_map(|end| end.parse::<u16>().ok());
+    let (first, last) = (ends.next()?, ends.next()?);
+    let is_reserved = |port: &u16| {
+        reserved.trim().split(',').any(|range| {
+            let (from, to) = range.split_once('-').unwrap_or((range, range));
+            matches!((from.parse::<u16>(), to.parse::<u16>()), (Ok(from), Ok(to)) if (from..=to).contains(port))
+        })
+    };
+    (first.max(*ports.start())..=last.min(*ports.end())).find(|port| !is_reserved(port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_that_the_kernel_gives_out_is_found_unless_reserved() {
+        let ours = 61_000..=64_511;
+        assert_eq!(shared(&ours, "32768\t60999\n", "\n"), None);
+        assert_eq!(shared(&ours, "1024\t65535\n", "\n"), Some(61_000));
+        assert_eq!(shared(&ours, "1024\t65535\n", "8080,61000-64000\n"), Some(64_001));
+        assert_eq!(shared(&ours, "1024\t65535\n", "8080,61000-65535\n"), None);
+        assert_eq!(shared(&ours, "", ""), None, "unknown");
+    }
 }

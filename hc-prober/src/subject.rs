@@ -5,14 +5,11 @@ use std::{collections::VecDeque, net::Ipv4Addr, time::Duration};
 use crate::{
     check::{Check, Kind},
     finding::{Detail, Finding},
+    ration::{Ration, Silence},
     report::{Reason, Severity, State},
     state::{Event, Limits, Machine},
     time::Monotonic,
 };
-
-/// The kernel allows one ICMP error a second towards us by default (`net.ipv4.icmp_ratelimit`). So long after a port
-/// unreachable, silence may just be the next one held back.
-const REFUSAL_MEMORY: Duration = Duration::from_secs(3);
 
 /// The addresses of a check's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,10 +25,15 @@ pub struct Path {
 }
 
 /// A probe without a result that counts yet.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Pending {
+    sent_at: Monotonic,
     /// The echo request alongside was answered.
     echoed: bool,
+    /// An ICMP error about that echo request.
+    hint: Option<Detail>,
+    /// A datagram came that is not the expected one.
+    mismatched: bool,
     result: Option<Finding>,
 }
 
@@ -67,6 +69,8 @@ pub struct Subject {
     pub since: Monotonic,
     /// When a probe was last sent.
     pub last_run: Option<Monotonic>,
+    /// When it was last tried to send one.
+    pub last_attempt: Option<Monotonic>,
     /// From the last probe that has a result to its answer; `None`: it had none.
     pub rtt: Option<Duration>,
     /// When the next probe goes out; `None`: only on demand.
@@ -74,7 +78,10 @@ pub struct Subject {
     /// Probes in order of sending; the first one's number is `first`.
     window: VecDeque<Pending>,
     first: u32,
+    /// When a UDP probe was last refused.
     refused_at: Option<Monotonic>,
+    /// See [`Silence::quiet_since`].
+    quiet_since: Monotonic,
 }
 
 impl Subject {
@@ -89,11 +96,13 @@ impl Subject {
             detail: path.err(),
             since: now,
             last_run: None,
+            last_attempt: None,
             rtt: None,
             next_at: None,
             window: VecDeque::new(),
             first: 0,
             refused_at: None,
+            quiet_since: now,
         }
     }
 
@@ -109,9 +118,10 @@ impl Subject {
         self.window.len()
     }
 
-    /// Records that probe number [`Self::next_serial`] leaves.
-    pub fn launched(&mut self) {
-        self.window.push_back(Pending::default());
+    /// Records that probe number [`Self::next_serial`] leaves, or is to.
+    pub fn launched(&mut self, now: Monotonic) {
+        self.last_attempt = Some(now);
+        self.window.push_back(Pending { sent_at: now, echoed: false, hint: None, mismatched: false, result: None });
     }
 
     /// Whether the probe still awaits its result.
@@ -127,17 +137,39 @@ impl Subject {
         }
     }
 
-    /// What it means that the probe got no answer in time; `evidence`: what is known about its real.
+    /// An error came for the echo request that went alongside the probe: evidence, should the probe fail.
+    pub fn hinted(&mut self, serial: u32, hint: Detail) {
+        if let Some(pending) = self.pending_mut(serial) {
+            pending.hint = Some(hint);
+        }
+    }
+
+    /// An unexpected datagram came for the probe. Anybody who guesses the port can send one: the right one may still come.
+    pub fn mismatched(&mut self, serial: u32) {
+        if let Some(pending) = self.pending_mut(serial) {
+            pending.mismatched = true;
+        }
+    }
+
+    /// What it means that the probe got no (right) answer in time; `evidence`: what is known about its real; `ration`: of the real.
     #[must_use]
-    pub fn silence(&self, serial: u32, now: Monotonic, evidence: Option<Detail>) -> Finding {
+    pub fn silence(&self, serial: u32, now: Monotonic, evidence: Option<Detail>, ration: Option<&Ration>) -> Finding {
+        let pending = self.pending(serial);
+        let evidence = pending.and_then(|pending| pending.hint).or(evidence);
         let timeout = Finding::fail(Severity::Hard, Reason::Timeout, evidence);
-        match self.check.key.kind {
-            Kind::Icmp | Kind::Tcp { .. } | Kind::Udp { require_reply: true, .. } => timeout,
-            Kind::Udp { require_reply: false, .. } if !self.pending(serial).is_some_and(|p| p.echoed) => timeout,
-            Kind::Udp { require_reply: false, .. } => match self.refused_at {
-                Some(at) if now.since(at) < REFUSAL_MEMORY => Finding::unknown(Reason::Silent, None),
-                Some(_) | None => Finding::pass(Reason::L3Ok),
-            },
+        match (&self.check.key.kind, pending) {
+            (_, Some(Pending { mismatched: true, .. })) => Finding::fail(Severity::Soft, Reason::Mismatch, None),
+            (Kind::Udp { require_reply: false, .. }, Some(Pending { echoed: true, sent_at, .. })) => {
+                let Self { refused_at, quiet_since, .. } = *self;
+                let interval = self.check.timing.interval;
+                let silence = Silence { sent_at: *sent_at, now, refused_at, quiet_since, interval };
+                if ration.is_none_or(|ration| ration.proves_open(&silence)) {
+                    Finding::pass(Reason::L3Ok)
+                } else {
+                    Finding::unknown(Reason::Silent, None)
+                }
+            }
+            (Kind::Icmp | Kind::Tcp { .. } | Kind::Udp { .. }, _) => timeout,
         }
     }
 
@@ -168,6 +200,9 @@ impl Subject {
         }
         if finding.reason == Reason::PortClosed {
             self.refused_at = Some(now);
+        }
+        if finding.event != Event::Pass && finding.reason != Reason::Silent {
+            self.quiet_since = now;
         }
         match (to, finding.event) {
             (State::Up, Event::Pass) | (State::Down(_), Event::Fail(_)) => self.reason = finding.reason,

@@ -6,7 +6,7 @@ use std::{
     os::fd::AsRawFd,
 };
 
-use nix::sys::socket::{ControlMessage, MsgFlags, MultiHeaders, SockaddrIn, sendmmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, MultiHeaders, SockaddrIn, sendmmsg, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::batch::{Batch, Outgoing, ProbeId};
@@ -32,11 +32,15 @@ impl Transport {
         // raw(7): a protocol of IPPROTO_RAW implies IP_HDRINCL.
         let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
         socket.set_send_buffer_size(BUFFER)?;
+        // ip(7): without it a packet that a queue of ours drops (ENOBUFS) counts as sent. Errors that reals report do not come
+        // here: no packet carries this socket's protocol.
+        setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
         Ok(Self { socket })
     }
 
-    /// Sends all packets, in order. `refused` is told of each probe that the kernel did not take, and the error number.
-    pub fn send(&self, batch: &Batch, mut refused: impl FnMut(ProbeId, i32)) {
+    /// Sends all packets, in order. `refused` is told of each that the kernel did not take (its probe; `None` for a RST), and
+    /// the error number.
+    pub fn send(&self, batch: &Batch, mut refused: impl FnMut(Option<ProbeId>, i32)) {
         let packets: Vec<Outgoing<'_>> = batch.iter().collect();
         for chunk in packets.chunks(BATCH) {
             let mut rest = chunk;
@@ -46,9 +50,7 @@ impl Transport {
                     Err(nix::Error::EINTR) => {}
                     // sendmmsg(2): an error is about the first packet.
                     Err(error) => {
-                        if let Some(probe) = first.probe {
-                            refused(probe, error as i32);
-                        }
+                        refused(first.probe, error as i32);
                         rest = others;
                     }
                 }

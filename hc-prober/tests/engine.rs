@@ -9,6 +9,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
     time::Duration,
 };
 
@@ -61,8 +62,12 @@ fn udp(require_reply: bool, expect: Option<&[u8]>) -> Kind {
 
 impl Bench {
     fn new(kind: Kind) -> Self {
+        Self::on_ports(kind, 61000..=61999)
+    }
+
+    fn on_ports(kind: Kind, ports: RangeInclusive<u16>) -> Self {
         let mut bench = Self {
-            engine: Engine::new(&[9; 16], 61000..=61999),
+            engine: Engine::new(&[9; 16], ports),
             now: Monotonic(1_000_000_000),
             out: Output::default(),
             sent: Vec::new(),
@@ -85,7 +90,7 @@ impl Bench {
                 return;
             }
             self.now = self.now + MS;
-            self.engine.poll(self.now, &mut self.out);
+            self.engine.poll(self.now, self.now, &mut self.out);
             self.collect();
         }
         panic!("not within 20 s");
@@ -330,6 +335,36 @@ fn answer_after_the_timeout_is_late_and_changes_nothing() {
 }
 
 #[test]
+fn probe_is_not_given_up_while_its_answer_may_wait_to_be_received() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    let probe = bench.probe();
+    let (sent_at, arrived) = (bench.now, bench.now + 10 * MS);
+    bench.now = sent_at + 2 * TIMING.timeout;
+    // A flood: only what arrived up to now has been looked at.
+    bench.engine.poll(bench.now, sent_at + 5 * MS, &mut bench.out);
+    assert_eq!(bench.counters().timeout, 0);
+    bench.engine.receive(&syn_ack(&probe, probe.sequence.wrapping_add(1)), arrived, &mut bench.out);
+    assert_eq!((bench.counters().passed, bench.counters().late), (1, 0));
+}
+
+#[test]
+fn stall_is_followed_by_one_probe_of_each_check_some_at_a_time() {
+    let mut bench = Bench::new(Kind::Icmp);
+    let ports = 1..=3000;
+    let count = ports.len();
+    bench.set(ports.map(|port| Kind::Tcp { port }).collect());
+    bench.now = bench.now + Duration::from_mins(1);
+    let mut polls = 0;
+    while bench.engine.poll(bench.now, bench.now, &mut bench.out) {
+        let sent = bench.out.packets.iter().len();
+        bench.out.packets.clear();
+        polls += 1;
+        assert!(sent <= 1024 && polls < 10, "{sent} in poll {polls}");
+    }
+    assert_eq!(bench.counters().sent, u64::try_from(count).unwrap());
+}
+
+#[test]
 fn results_count_in_the_order_of_sending() {
     let mut bench = Bench::new(Kind::Tcp { port: 80 });
     let first = bench.probe();
@@ -356,15 +391,45 @@ fn udp_silence_passes_only_with_the_echo() {
     assert_eq!(deaf.state(), State::Down(Severity::Hard));
 }
 
+/// The next probe and the echo request alongside it.
+fn with_companion(bench: &mut Bench) -> [Probe; 2] {
+    let before = bench.sent.len();
+    bench.until(|bench| bench.sent.len() >= before + 2);
+    let [probe, echo] = [0, 1].map(|n| decode(&bench.sent[before + n]));
+    assert!(!probe.echo && echo.echo);
+    [probe, echo]
+}
+
+#[test]
+fn udp_probe_is_not_decided_by_an_error_about_the_echo_alongside() {
+    let mut bench = Bench::new(udp(false, None));
+    let [probe, echo] = with_companion(&mut bench);
+    bench.receive(&icmp_error(REAL, 3, 13, &echo.inner));
+    assert_eq!((bench.counters().evidence, bench.counters().unreachable), (1, 0));
+    bench.receive(&datagram(&probe, b"answer"));
+    assert_eq!(bench.counters().passed, 1, "the datagram itself was answered");
+    let [_, echo] = with_companion(&mut bench);
+    bench.receive(&icmp_error(REAL, 3, 13, &echo.inner));
+    bench.pass(TIMING.timeout + MS);
+    let detail = bench.engine.subjects().next().unwrap().detail.unwrap();
+    assert_eq!(detail.to_string(), "administratively prohibited from 198.18.101.10 quoting the probe");
+}
+
 #[test]
 fn udp_reply_unexpected_is_a_mismatch_and_silence_fails_if_a_reply_is_required() {
     let mut bench = Bench::new(udp(true, Some(b"yes")));
     let probe = bench.probe();
     bench.receive(&datagram(&probe, b"no"));
+    assert_eq!(bench.counters().mismatch, 0, "the right one may still come");
+    bench.receive(&datagram(&probe, b"yes"));
+    assert_eq!((bench.counters().mismatch, bench.counters().passed), (0, 1));
+    let probe = bench.probe();
+    bench.receive(&datagram(&probe, b"no"));
+    bench.pass(TIMING.timeout + MS);
     assert_eq!(bench.counters().mismatch, 1);
     let probe = bench.probe();
     bench.receive(&datagram(&probe, b"yes, sir"));
-    assert_eq!(bench.counters().passed, 1);
+    assert_eq!(bench.counters().passed, 2);
     bench.pass(3 * TIMING.timeout);
     assert!(bench.counters().timeout > 0);
 }
@@ -376,7 +441,7 @@ fn udp_port_unreachable_makes_soft_down_and_held_back_errors_do_not_bring_it_up(
     let (mut seen, mut last_error) = (0, None::<Monotonic>);
     for _ in 0..10_000 {
         bench.now = bench.now + MS;
-        bench.engine.poll(bench.now, &mut bench.out);
+        bench.engine.poll(bench.now, bench.now, &mut bench.out);
         bench.collect();
         while seen < bench.sent.len() {
             let probe = decode(&bench.sent[seen]);
@@ -393,6 +458,94 @@ fn udp_port_unreachable_makes_soft_down_and_held_back_errors_do_not_bring_it_up(
     assert_eq!(bench.out.transitions.len(), 1, "{:?}", bench.out.transitions);
 }
 
+/// A real whose kernel answers every echo and rations its errors: `net/ipv4/inetpeer.c`, `inet_peer_xrlim_allow`.
+struct Rationed {
+    bench: Bench,
+    seen: usize,
+    tokens: Duration,
+    last: Monotonic,
+    /// Ports from here on are closed.
+    closed_from: u16,
+}
+
+const CLOSED_FROM: u16 = 2000;
+
+impl Rationed {
+    /// Silent checks: of ports that are open, and of ports from [`CLOSED_FROM`] on, which are closed.
+    fn new(open: u16, closed: u16) -> Self {
+        let mut bench = Bench::new(Kind::Icmp);
+        let kind = |port| Kind::Udp { port, payload: Vec::new(), expect: None, require_reply: false };
+        bench.set((1000..1000 + open).chain(CLOSED_FROM..CLOSED_FROM + closed).map(kind).collect());
+        let last = bench.now;
+        Self { bench, seen: 0, tokens: Duration::from_secs(6), last, closed_from: CLOSED_FROM }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let end = self.bench.now + time;
+        while self.bench.now < end {
+            self.bench.now = self.bench.now + MS;
+            self.bench.engine.poll(self.bench.now, self.bench.now, &mut self.bench.out);
+            self.bench.collect();
+            while let Some(probe) = self.bench.sent.get(self.seen).map(|bytes| decode(bytes)) {
+                self.seen += 1;
+                if probe.echo {
+                    self.bench.receive(&echo_reply(&probe, &probe.payload.clone()));
+                } else if probe.to >= self.closed_from && self.grants_error() {
+                    self.bench.receive(&icmp_error(VIP, 3, 3, &probe.inner));
+                }
+            }
+        }
+    }
+
+    fn grants_error(&mut self) -> bool {
+        const RATE: Duration = Duration::from_secs(1);
+        self.tokens = (self.tokens + self.bench.now.since(self.last)).min(6 * RATE);
+        self.last = self.bench.now;
+        let granted = self.tokens >= RATE;
+        self.tokens = self.tokens.checked_sub(RATE).unwrap_or(self.tokens);
+        granted
+    }
+
+    /// Ports and states.
+    fn states(&self) -> Vec<(u16, State)> {
+        let port = |kind: &Kind| if let Kind::Udp { port, .. } = kind { *port } else { 0 };
+        self.bench.engine.subjects().map(|subject| (port(&subject.check.key.kind), subject.machine.state)).collect()
+    }
+}
+
+#[test]
+fn udp_ports_closed_are_all_down_though_the_real_rations_its_errors() {
+    let mut real = Rationed::new(0, 10);
+    real.pass(Duration::from_mins(2));
+    assert!(real.states().iter().all(|(_, state)| *state == State::Down(Severity::Soft)), "{:?}", real.states());
+    real.pass(Duration::from_mins(10));
+    let transitions = &real.bench.out.transitions;
+    assert!(transitions.iter().all(|(_, change)| change.to == State::Down(Severity::Soft)), "{transitions:?}");
+    assert_eq!(transitions.len(), 10);
+}
+
+#[test]
+fn udp_port_silent_comes_up_beside_closed_ones() {
+    for (closed, within) in [(0, 5), (1, 30), (5, 120)] {
+        let mut real = Rationed::new(1, closed);
+        real.pass(Duration::from_secs(within));
+        for (port, state) in real.states() {
+            let expected = if port < CLOSED_FROM { State::Up } else { State::Down(Severity::Soft) };
+            assert_eq!(state, expected, "port {port}, {closed} closed");
+        }
+    }
+}
+
+#[test]
+fn udp_port_that_opens_comes_up_again() {
+    let mut real = Rationed::new(0, 1);
+    real.pass(Duration::from_secs(30));
+    assert_eq!(real.bench.state(), State::Down(Severity::Soft));
+    real.closed_from = u16::MAX;
+    real.pass(Duration::from_secs(10));
+    assert_eq!(real.bench.state(), State::Up);
+}
+
 #[test]
 fn probe_that_cannot_be_sent_proves_nothing_and_says_why() {
     let mut bench = Bench::new(Kind::Icmp);
@@ -405,6 +558,76 @@ fn probe_that_cannot_be_sent_proves_nothing_and_says_why() {
     assert!(subject.detail.unwrap().to_string().starts_with("no route to the real"));
     assert_eq!((bench.counters().sent, bench.sent.len()), (0, 0));
     assert!(bench.counters().unknown > 0);
+}
+
+/// Attempts in `time`; the clock stands still within each `poll`, which must return.
+fn attempts(bench: &mut Bench, time: Duration) -> u64 {
+    let before = bench.counters().unknown;
+    bench.pass(time);
+    bench.counters().unknown - before
+}
+
+/// So many attempts are due in `time` while a verdict is pending.
+fn due_within(time: Duration) -> RangeInclusive<u64> {
+    let often = |interval: Duration| u64::try_from(time.as_millis() / interval.as_millis()).unwrap();
+    often(TIMING.fast_interval.mul_f64(1.1)) - 1..=often(TIMING.fast_interval.mul_f64(0.9)) + 1
+}
+
+#[test]
+fn route_lost_while_a_verdict_is_pending_is_retried_at_the_fast_interval() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    bench.up();
+    let probe = bench.probe();
+    bench.receive(&reset(&probe, probe.sequence.wrapping_add(1)));
+    let key = bench.engine.subjects().next().unwrap().check.key.clone();
+    let check = Check { key, timing: TIMING };
+    bench.engine.set_checks(vec![Planned { check, path: Err(Detail::NoRoute(101)) }], bench.now);
+    let time = Duration::from_secs(5);
+    let attempts = attempts(&mut bench, time);
+    assert!(due_within(time).contains(&attempts), "{attempts}");
+    assert_eq!(bench.state(), State::Up);
+}
+
+#[test]
+fn ports_all_in_use_are_retried_at_the_fast_interval() {
+    // The only port awaits its answer for the whole timeout.
+    let mut bench = Bench::on_ports(Kind::Tcp { port: 80 }, 61000..=61000);
+    bench.probe();
+    let time = TIMING.timeout.mul_f64(0.9);
+    let attempts = attempts(&mut bench, time);
+    assert!(due_within(time).contains(&attempts), "{attempts}");
+    assert_eq!(bench.counters().no_port, attempts);
+}
+
+#[test]
+fn interval_made_shorter_holds_at_once() {
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    bench.up();
+    let key = bench.engine.subjects().next().unwrap().check.key.clone();
+    let path = bench.engine.subjects().next().unwrap().path;
+    let set = |bench: &mut Bench, interval| {
+        let check = Check { key: key.clone(), timing: Timing { interval, ..TIMING } };
+        bench.engine.set_checks(vec![Planned { check, path }], bench.now);
+    };
+    set(&mut bench, Duration::from_mins(10));
+    let probe = bench.probe();
+    bench.receive(&syn_ack(&probe, probe.sequence.wrapping_add(1)));
+    set(&mut bench, Duration::from_secs(1));
+    let before = bench.now;
+    bench.probe();
+    assert!(bench.now.since(before) <= Duration::from_secs(1) + MS);
+}
+
+#[test]
+fn path_found_again_is_taken_by_the_next_probe() {
+    let mut bench = Bench::new(Kind::Icmp);
+    let subject = bench.engine.subjects().next().unwrap();
+    let found = Planned { check: subject.check.clone(), path: subject.path };
+    bench.engine.set_path(&Planned { path: Err(Detail::NoRoute(101)), ..found.clone() });
+    bench.pass(Duration::from_secs(3));
+    assert_eq!(bench.sent.len(), 0);
+    bench.engine.set_path(&found);
+    bench.probe();
 }
 
 #[test]

@@ -12,7 +12,11 @@ mod common;
 use std::{
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
-    process::Output,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr as SocketAddress, UnixListener},
+    },
+    process::{Output, Stdio},
     time::Duration,
 };
 
@@ -84,6 +88,8 @@ fn one_shot_says_by_its_exit_code_what_it_found() {
         ("--tcp 81 --exit-codes keepalived", 1, "DOWN PORT_CLOSED"),
         ("--icmp --interface nosuch", 3, ""),
         ("--icmp --interface nosuch --exit-codes keepalived", 0, ""),
+        ("--icmp --no-such-option", 3, ""),
+        ("--icmp --no-such-option --exit-codes keepalived", 3, ""),
     ] {
         let output = net.check(arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments}: {output:?}");
@@ -138,7 +144,7 @@ fn prober_follows_the_real_through_its_faults() {
 
         let status = prober.status().await;
         assert_eq!((status.len(), status[0].state), (1, State::Down(Severity::Hard)));
-        assert!(status[0].last_run.is_some() && status[0].rtt.is_some());
+        assert!(status[0].last_run.is_some() && status[0].rtt.is_none(), "nothing answers any more");
         let counters = prober.counters().await;
         assert!(counters.evidence > 0 && counters.forged == 0, "{counters:?}");
     });
@@ -223,4 +229,80 @@ fn ports_taken_are_refused_to_a_second_prober() {
     assert!(second.unwrap_err().to_string().contains("61000-64511"));
     drop(first);
     drop(start(&net));
+}
+
+/// As keepalived runs them: a dead real must not stay in because many are checked at a time.
+#[test]
+fn many_one_shots_at_a_time_all_find_the_real_dead() {
+    let net = Net::new();
+    net.remove_vip();
+    let start = |_| net.command("--icmp").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let running: Vec<_> = (0..40).map(start).collect();
+    for child in running {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+    }
+}
+
+#[test]
+fn one_shots_wait_for_ports_and_for_no_longer_than_agreed() {
+    use hc_prober::settings::SINGLE_PORTS;
+    let net = Net::new();
+    let taken = inside(&net.lb, || {
+        let name = |port| SocketAddress::from_abstract_name(format!("hc-prober/ports/{port}")).unwrap();
+        SINGLE_PORTS.map(|port| UnixListener::bind_addr(&name(port)).unwrap()).collect::<Vec<_>>()
+    });
+    let output = net.check("--icmp --timeout 100ms");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("claim the source ports"), "{output:?}");
+    let waiting = net.command("--icmp --timeout 10s").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Whether it has looked already or not: it must end well.
+    std::thread::sleep(Duration::from_millis(200));
+    drop(taken);
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+/// A queue of ours that drops everything: our fault, which proves nothing about the real.
+#[test]
+fn probe_dropped_by_our_own_queue_counts_as_not_sent() {
+    let net = Net::new();
+    // A known neighbour: no packet waits for ARP instead.
+    Net::run(&net.lb, &["ip", "neigh", "replace", &REAL.to_string(), "lladdr", "02:00:00:00:00:01", "dev", "v0"]);
+    Net::run(&net.lb, &["tc", "qdisc", "add", "dev", "v0", "root", "pfifo", "limit", "0"]);
+    let output = net.check("--icmp");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(stdout(&output).starts_with("UNKNOWN NOT_SENT"), "{output:?}");
+}
+
+/// Somebody's `ping` of the VIP may have an identifier in our range.
+#[test]
+fn echo_reply_of_a_foreign_ping_reaches_it() {
+    use etherparse::{Icmpv4Slice, PacketBuilder};
+    use socket2::{Domain, Protocol, Socket, Type};
+    let net = Net::new();
+    Net::run(&net.lb, &["ip", "route", "add", &VIP.to_string(), "via", &REAL.to_string()]);
+    let (prober, mut transitions) = start(&net);
+    runtime().block_on(async {
+        prober.set_checks(vec![check(Kind::Icmp)]);
+        assert_eq!(next(&mut transitions).await.to, State::Up);
+    });
+    let id = *hc_prober::settings::DAEMON_PORTS.start();
+    let echoed = inside(&net.lb, move || {
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut echo = Vec::new();
+        let builder = PacketBuilder::ipv4(LB.octets(), VIP.octets(), 64).icmpv4_echo_request(id, 1);
+        builder.write(&mut echo, b"ping").unwrap();
+        socket.send_to(&echo[20..], &SocketAddr::from((VIP, 0)).into()).unwrap();
+        loop {
+            let mut buffer = [0; 256];
+            let length = std::io::Read::read(&mut &socket, &mut buffer).expect("no reply");
+            let icmp = Icmpv4Slice::from_slice(&buffer[20..length]).unwrap();
+            if icmp.payload() == b"ping" {
+                return true;
+            }
+        }
+    });
+    assert!(echoed);
 }

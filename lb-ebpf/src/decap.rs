@@ -21,8 +21,8 @@ pub const MAX_DEVICES: u32 = 1024;
 
 /// What happened to a packet that concerned the programs: the index into `COUNTERS`.
 ///
-/// All but the first and the last leave the packet as it was: without a kernel tunnel the stack answers it with
-/// ICMP protocol unreachable. (The guard of a kernel tunnel drops [`Counter::BadSource`].)
+/// [`Counter::BadSource`] drops the packet: a kernel tunnel would take it. All but that, the first and the last leave it as
+/// it was: without a kernel tunnel the stack answers it with ICMP protocol unreachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Counter {

@@ -49,10 +49,10 @@ pub struct Captured {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct CaptureCounters {
-    /// Replies handed up and dropped.
+    /// TCP and UDP replies handed up and dropped.
     pub taken: u64,
-    /// ICMP errors about outer packets handed up and passed on.
-    pub evidence: u64,
+    /// ICMP handed up and passed on.
+    pub passed: u64,
     /// Packets left to the kernel because the ring was full.
     pub ring_full: u64,
     /// Packets left to the kernel because they were shorter than their header says.

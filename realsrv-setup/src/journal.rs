@@ -43,18 +43,42 @@ impl Journal {
 
     /// Notes that `step` is about to run.
     ///
-    /// A repeated step (after a crash, a reboot or drift) is noted once. Programs replace each other, and before the
-    /// first there were none: one entry, the latest, without a `from`; its place is last, so that it is undone before
-    /// the qdiscs under it.
+    /// One entry for each object: a step that meets one again (after a crash, a reboot or drift) keeps what was there before
+    /// the first and what the last made of it, at the first one's place. Programs go to the end, so that they are undone
+    /// before the qdiscs under them; before the first there were none.
     pub fn record(&mut self, step: &Step) {
         match step {
             Step::InstallPrograms { to, .. } => {
                 self.steps.retain(|old| !matches!(old, Step::InstallPrograms { .. }));
                 self.steps.push(Step::InstallPrograms { from: None, to: to.clone() });
             }
-            _ if self.steps.contains(step) => {}
-            _ => self.steps.push(step.clone()),
+            Step::SetSysctl { name, to, .. } => match self.setting(name) {
+                Some(noted) => noted.clone_from(to),
+                None => self.steps.push(step.clone()),
+            },
+            Step::LoadModule { .. } | Step::AddAddress { .. } | Step::LinkUp { .. } | Step::AddClsact { .. } => {
+                if !self.steps.contains(step) {
+                    self.steps.push(step.clone());
+                }
+            }
         }
+    }
+
+    /// What a setting was last set to.
+    fn setting(&mut self, wanted: &str) -> Option<&mut String> {
+        self.steps.iter_mut().find_map(|step| match step {
+            Step::SetSysctl { name, to, .. } if name == wanted => Some(to),
+            _ => None,
+        })
+    }
+
+    /// Every step in the order in which to undo them: a tunnel stops taking packets first, while its guard is still there;
+    /// the rest last first.
+    #[must_use]
+    pub fn backwards(&self) -> Vec<Step> {
+        let (links, others): (Vec<_>, Vec<_>) =
+            self.steps.iter().rev().cloned().partition(|step| matches!(step, Step::LinkUp { .. }));
+        [links, others].concat()
     }
 
     /// The noted step that added `vip`, if we did.
@@ -67,5 +91,41 @@ impl Journal {
     /// Forgets a step that was undone.
     pub fn forget(&mut self, step: &Step) {
         self.steps.retain(|noted| noted != step);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(from: &str, to: &str) -> Step {
+        Step::SetSysctl { name: "net.ipv4.x".to_owned(), from: from.to_owned(), to: to.to_owned() }
+    }
+
+    #[test]
+    fn setting_changed_again_keeps_its_first_value_and_place() {
+        let mut journal = Journal::default();
+        let clsact = Step::AddClsact { device: "eth0".to_owned() };
+        for step in [&set("0", "1"), &clsact, &set("4", "1"), &set("1", "2")] {
+            journal.record(step);
+        }
+        assert_eq!(journal.steps, [set("0", "2"), clsact]);
+    }
+
+    #[test]
+    fn tunnel_goes_down_before_anything_else_is_undone() {
+        let mut journal = Journal::default();
+        let up = Step::LinkUp { device: "tunl0".to_owned() };
+        let install = |vip: u8| Step::InstallPrograms {
+            from: None,
+            to: crate::plan::Programs {
+                config: crate::observed::Config { vips: [Ipv4Addr::new(198, 19, 0, vip)].into(), ..Default::default() },
+                ..Default::default()
+            },
+        };
+        for step in [&set("0", "1"), &install(1), &up, &install(2)] {
+            journal.record(step);
+        }
+        assert_eq!(journal.backwards(), [up, install(2), set("0", "1")]);
     }
 }

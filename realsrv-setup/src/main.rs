@@ -11,9 +11,9 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use realsrv_setup::{
-    desired::{Decap, Desired, Mss, Prefix, Request, Vip},
+    desired::{Decap, Mss, Prefix, Request, Vip},
     output::{Command, Report},
-    plan::plan,
+    plan::plan_onto,
     run::{self, Host as _},
     system::{System, load_journal, privileged, store::Store},
 };
@@ -139,9 +139,9 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
 
 fn compare(command: Command, wanted: Wanted) -> Result<ExitCode, Box<dyn Error>> {
     let (request, common) = wanted.request();
-    let desired = request.onto(load_journal(&common.state_dir)?.intent.as_ref());
+    let journal = load_journal(&common.state_dir)?;
     let observed = System::new()?.observe()?;
-    let plan = plan(&desired, &observed)?;
+    let plan = plan_onto(&journal, &request.onto(journal.intent.as_ref()), &observed)?;
     let counters = if command == Command::Check { observed.counters } else { BTreeMap::new() };
     let report = Report::of_plan(command, plan, counters);
     print(&report, common.output)?;
@@ -153,12 +153,13 @@ fn apply(wanted: Wanted) -> Result<ExitCode, Box<dyn Error>> {
     privileged()?;
     let mut system = System::new()?;
     // Refuse before the first file is written.
-    let desired: Desired = request.onto(load_journal(&common.state_dir)?.intent.as_ref());
-    plan(&desired, &system.observe()?)?;
+    let journal = load_journal(&common.state_dir)?;
+    plan_onto(&journal, &request.clone().onto(journal.intent.as_ref()), &system.observe()?)?;
+    // Under the lock everything is read once more: another run may have ended since.
     let mut store = Store::open(&common.state_dir)?;
     let mut journal = load_journal(&common.state_dir)?;
-    let plan = run::apply(&mut system, &mut store, &mut journal, desired)?;
-    print(&Report::of_plan(Command::Apply, plan, BTreeMap::new()), common.output)?;
+    let applied = run::apply(&mut system, &mut store, &mut journal, request)?;
+    print(&Report::of_apply(applied), common.output)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     plan::{Item, Plan},
-    run::{Removed, Undone},
+    run::{Applied, Removed, Undone},
 };
 
 /// What a command was about.
@@ -82,6 +82,14 @@ impl Report {
     #[must_use]
     pub fn of_plan(command: Command, plan: Plan, counters: BTreeMap<&'static str, u64>) -> Self {
         let any = !plan.is_empty();
+        let obsolete = plan.obsolete.iter().map(|step| Line {
+            item: step.object(),
+            state: State::Differs,
+            wanted: None,
+            found: None,
+            reason: Some("no longer needed".to_owned()),
+        });
+        let obsolete: Vec<_> = obsolete.collect();
         let applied = command == Command::Apply;
         let stepped = if applied { State::Changed } else { State::Differs };
         let line = |Item { what, wanted, found, step }| Line {
@@ -95,10 +103,21 @@ impl Report {
             command,
             changed: applied && any,
             differs: !applied && any,
-            items: plan.items.into_iter().map(line).collect(),
+            items: plan.items.into_iter().map(line).chain(obsolete).collect(),
             warnings: plan.warnings,
             counters,
         }
+    }
+
+    /// Of what was done, and of what was undone because it was no longer needed.
+    #[must_use]
+    pub fn of_apply(Applied { mut plan, removed }: Applied) -> Self {
+        plan.obsolete.clear();
+        let undone = Self::of_removal(removed);
+        let mut report = Self::of_plan(Command::Apply, plan, BTreeMap::new());
+        report.changed |= undone.changed;
+        report.items.extend(undone.items);
+        report
     }
 
     /// Of what was undone.

@@ -1,7 +1,7 @@
 //! Desired and observed in, items and steps out. Pure: the order of the items is the order of the steps.
 //!
 //! ARP silence comes before the VIP (one ARP reply steals the service), the VIP before the decapsulator (with forwarding
-//! on, a decapsulated packet without a VIP would travel on).
+//! on, a decapsulated packet without a VIP would travel on), the guard before the kernel's tunnel opens.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     desired::{Decap, Desired, Mss, Prefix, Vip},
+    journal::Journal,
     observed::{Config, Filter, Hook, HookQdisc, Ipip, Layer, Link, Observed, Program, Slot},
 };
 
@@ -70,6 +71,32 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// What it changes, for people: as the items of a plan name it.
+    #[must_use]
+    pub fn object(&self) -> String {
+        match self {
+            Self::SetSysctl { name, .. } => format!("sysctl {name}"),
+            Self::LoadModule { name } => format!("module {name}"),
+            Self::AddAddress { device, address } => format!("address {address}/32 on {device}"),
+            Self::LinkUp { device } => format!("link {device}"),
+            Self::AddClsact { device } => format!("qdisc clsact on {device}"),
+            Self::InstallPrograms { .. } => "tc programs".to_owned(),
+        }
+    }
+
+    /// Whether only the kernel's tunnel needs it.
+    #[must_use]
+    pub fn serves_tunnel(&self) -> bool {
+        match self {
+            Self::SetSysctl { name, .. } => name.starts_with(&format!("net.ipv4.conf.{TUNNEL}.")),
+            Self::LoadModule { name } => name == TUNNEL_MODULE,
+            Self::AddAddress { device, .. } | Self::LinkUp { device } | Self::AddClsact { device } => device == TUNNEL,
+            Self::InstallPrograms { .. } => false,
+        }
+    }
+}
+
 /// The programs, and where they are.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -98,6 +125,8 @@ pub struct Item {
 pub struct Plan {
     /// Every item that was looked at.
     pub items: Vec<Item>,
+    /// Earlier steps that are no longer needed, in the order in which to undo them.
+    pub obsolete: Vec<Step>,
     /// Nothing of ours to change, but worth knowing.
     pub warnings: Vec<String>,
 }
@@ -111,7 +140,7 @@ impl Plan {
     /// Nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.steps().next().is_none()
+        self.steps().next().is_none() && self.obsolete.is_empty()
     }
 }
 
@@ -143,6 +172,11 @@ pub enum Refusal {
     IngressQdisc(String),
     #[error("{device} already has the filter {name:?} at our priority and handle ({hook:?}): move it elsewhere")]
     ForeignFilter { device: String, hook: Hook, name: String },
+    #[error(
+        "{0} has an ingress qdisc, so nothing can keep tunnel packets from elsewhere out there (--lb-source): \
+         move its filters to clsact and delete it"
+    )]
+    Unguardable(String),
     #[error("the setting {0} does not exist or cannot be read here")]
     NoSysctl(String),
     #[error("the MTU of {device} is {mtu}: too small to carry an encapsulated TCP segment")]
@@ -171,7 +205,26 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Refusal> {
     items.extend(desired.vips.iter().map(|vip| address(observed, "lo", (*vip).into())));
     let wanted = programs(desired, observed, &devices, kernel_tunnel)?;
     program_items(observed, wanted, &mut items)?;
-    Ok(Plan { items, warnings: warnings(observed) })
+    if kernel_tunnel {
+        items.push(tunnel_up(observed));
+    }
+    Ok(Plan { items, obsolete: Vec::new(), warnings: warnings(observed) })
+}
+
+/// Compares with what earlier steps made of the host, too: those that `desired` no longer needs are to be undone.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_onto(noted: &Journal, desired: &Desired, observed: &Observed) -> Result<Plan, Refusal> {
+    let kernel_tunnel = uses_kernel_tunnel(desired, observed)?;
+    let needless = |step: &Step| !kernel_tunnel && step.serves_tunnel();
+    let obsolete: Vec<_> = noted.backwards().into_iter().filter(needless).collect();
+    // Planned for the host as it is without them.
+    let mut without = observed.clone();
+    if let Some(tunnel) = without.links.get_mut(TUNNEL) {
+        tunnel.up &= !obsolete.iter().any(|step| matches!(step, Step::LinkUp { .. }));
+    }
+    Ok(Plan { obsolete, ..plan(desired, &without)? })
 }
 
 /// The step that tells installed programs about `desired`; `None` if they know, or there are none.
@@ -256,10 +309,13 @@ fn tunnel_items(observed: &Observed, items: &mut Vec<Item>) -> Result<(), Refusa
     if !observed.addresses.iter().any(|found| found.device == TUNNEL && found.address != TUNNEL_ADDRESS) {
         items.push(address(observed, TUNNEL, TUNNEL_ADDRESS));
     }
+    Ok(())
+}
+
+fn tunnel_up(observed: &Observed) -> Item {
     let up = observed.links.get(TUNNEL).is_some_and(|link| link.up);
     let step = (!up).then(|| Step::LinkUp { device: TUNNEL.to_owned() });
-    items.push(item(format!("link {TUNNEL}"), "up", if up { "up" } else { "down" }, step));
-    Ok(())
+    item(format!("link {TUNNEL}"), "up", if up { "up" } else { "down" }, step)
 }
 
 /// The programs that `desired` needs on `devices`.
@@ -275,6 +331,11 @@ fn programs(
         (true, true) => None,
     };
     let mut wanted = Programs::default();
+    let tunnel_open = kernel_tunnel || observed.links.get(TUNNEL).is_some_and(|link| link.up);
+    if tunnel_open && !desired.lb_sources.is_empty() {
+        let others = guarded(observed)?.filter(|name| !devices.contains_key(name));
+        wanted.slots.extend(others.map(|name| (name.to_owned(), Program::Guard)));
+    }
     for (&name, link) in devices {
         wanted.slots.extend(ingress.map(|program| (name.to_owned(), program)));
         if let Some(mss) = clamp_to(desired.mss, name, link)? {
@@ -290,6 +351,17 @@ fn programs(
         wanted.config.sources.insert(Prefix::ALL);
     }
     Ok(wanted)
+}
+
+/// Every device that could deliver packets to an open kernel tunnel, which takes them from anywhere.
+fn guarded(observed: &Observed) -> Result<impl Iterator<Item = &str>, Refusal> {
+    let delivers =
+        |(name, link): &(&String, &Link)| link.up && link.layer != Layer::Loopback && !link.enslaved && *name != TUNNEL;
+    let devices = observed.links.iter().filter(delivers);
+    match devices.clone().find(|(_, link)| link.hook == HookQdisc::Ingress) {
+        Some((name, _)) => Err(Refusal::Unguardable(name.clone())),
+        None => Ok(devices.map(|(name, _)| name.as_str())),
+    }
 }
 
 fn clamp_to(mss: Mss, device: &str, link: &Link) -> Result<Option<u16>, Refusal> {
@@ -368,6 +440,12 @@ fn describe(programs: &Programs) -> String {
 
 fn list(values: impl Iterator<Item = impl ToString>) -> String {
     values.map(|value| value.to_string()).collect::<Vec<_>>().join(" ")
+}
+
+/// Whether a setting decides for which addresses the host answers ARP, or asks in their name.
+#[must_use]
+pub fn is_arp(sysctl: &str) -> bool {
+    sysctl.ends_with(".arp_ignore") || sysctl.ends_with(".arp_announce")
 }
 
 fn sysctl(observed: &Observed, name: &str, to: &str, accept: fn(i64) -> bool) -> Result<Item, Refusal> {

@@ -3,10 +3,10 @@
 //! Knows the host and the journal's file only as traits: tests fail every step in turn.
 
 use crate::{
-    desired::{Desired, Vip},
+    desired::{Desired, Request, Vip},
     journal::Journal,
     observed::Observed,
-    plan::{Item, Plan, Refusal, Step, plan, plan_programs},
+    plan::{Item, Plan, Refusal, Step, is_arp, plan_onto, plan_programs},
 };
 
 /// What undoing a step came to.
@@ -94,7 +94,7 @@ pub enum Error<H: std::error::Error + 'static, S: std::error::Error + 'static> {
     #[error("{0}; run remove again")]
     Stopped(#[source] Cause<H, S>),
     /// Some steps could not be undone; they are still in the journal.
-    #[error("not undone: {}; run remove again", .0.join("; "))]
+    #[error("not undone: {}; run it again", .0.join("; "))]
     NotUndone(Vec<String>),
 }
 
@@ -107,7 +107,17 @@ fn rolled_back(left: &[String]) -> String {
 
 type Outcome<T, H, S> = Result<T, Error<<H as Host>::Error, <S as Store>::Error>>;
 
-/// Makes the host as `desired`, or leaves it as it was. Returns the plan that was carried out: empty if nothing changed.
+/// What `apply` has done.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Applied {
+    /// The plan that was carried out: empty if nothing changed.
+    pub plan: Plan,
+    /// What became of the steps that were no longer needed.
+    pub removed: Vec<Removed>,
+}
+
+/// Makes the host as `request` wants it, or leaves it as it was; then undoes what that no longer needs. What the request leaves out is as the journal intends, which must have been loaded under the store's lock:
+/// whatever another run intended before is in it.
 ///
 /// # Errors
 /// See [`Error`]; the host is as before unless the error says otherwise.
@@ -115,15 +125,17 @@ pub fn apply<H: Host, S: Store>(
     host: &mut H,
     store: &mut S,
     journal: &mut Journal,
-    desired: Desired,
-) -> Outcome<Plan, H, S> {
-    let plan_made = plan(&desired, &host.observe().map_err(Error::Observe)?)?;
+    request: Request,
+) -> Outcome<Applied, H, S> {
+    let desired = request.onto(journal.intent.as_ref());
+    let plan = plan_onto(journal, &desired, &host.observe().map_err(Error::Observe)?)?;
     let before = journal.clone();
     journal.intent = Some(desired);
-    if *journal != before || !plan_made.is_empty() {
-        carry_out(host, store, journal, &before, plan_made.steps())?;
+    if *journal != before || !plan.is_empty() {
+        carry_out(host, store, journal, &before, plan.steps())?;
     }
-    Ok(plan_made)
+    let removed = if plan.obsolete.is_empty() { Vec::new() } else { undo(host, store, journal, &plan.obsolete)? };
+    Ok(Applied { plan, removed })
 }
 
 /// Runs the steps and verifies; on failure undoes those that ran, last first.
@@ -167,7 +179,7 @@ fn run_steps<'a, H: Host, S: Store>(
 /// Look again, plan again: the plan must be empty.
 fn verify<H: Host, S: Store>(host: &mut H, journal: &Journal) -> Result<(), Cause<H::Error, S::Error>> {
     let Some(desired) = &journal.intent else { return Ok(()) };
-    let remaining = plan(desired, &host.observe().map_err(Cause::Step)?)?;
+    let remaining = plan_onto(journal, desired, &host.observe().map_err(Cause::Step)?)?;
     match remaining.items.iter().find(|item| item.step.is_some()) {
         None => Ok(()),
         Some(Item { what, wanted, found, .. }) => {
@@ -181,15 +193,24 @@ fn roll_back<'a, H: Host>(host: &mut H, ran: &[&'a Step]) -> (Vec<String>, Vec<&
     let mut left = Vec::new();
     let mut kept = Vec::new();
     for &step in ran.iter().rev() {
-        let reason = match host.undo(step) {
+        let reason = match undo_one(host, step, &kept) {
             Ok(Undone::Restored | Undone::Already) => continue,
             Ok(Undone::Left(reason)) => reason,
-            Err(error) => error.to_string(),
+            Err(error) => error,
         };
-        left.push(format!("{}: {reason}", describe(step)));
+        left.push(format!("{}: {reason}", step.object()));
         kept.insert(0, step);
     }
     (left, kept)
+}
+
+/// Undoes a step, unless one of those `kept` still needs it: while a VIP is there, the host must not answer ARP for it.
+fn undo_one<H: Host>(host: &mut H, step: &Step, kept: &[&Step]) -> Result<Undone, String> {
+    let silences = matches!(step, Step::SetSysctl { name, .. } if is_arp(name));
+    match kept.iter().find(|kept| silences && matches!(kept, Step::AddAddress { device, .. } if device == "lo")) {
+        Some(vip) => Err(format!("{} stays as long as the {}", step.object(), vip.object())),
+        None => host.undo(step).map_err(|error| error.to_string()),
+    }
 }
 
 /// What became of one step.
@@ -222,7 +243,7 @@ pub fn remove<H: Host, S: Store>(
 
 fn remove_all<H: Host, S: Store>(host: &mut H, store: &mut S, journal: &mut Journal) -> Outcome<Vec<Removed>, H, S> {
     journal.intent = None;
-    let steps: Vec<_> = journal.steps.iter().rev().cloned().collect();
+    let steps = journal.backwards();
     undo(host, store, journal, &steps)
 }
 
@@ -243,7 +264,7 @@ fn remove_some<H: Host, S: Store>(
         journal.record(&step);
         store.save(journal).map_err(|error| Error::Stopped(Cause::Journal(error)))?;
         host.execute(&step).map_err(|error| Error::Stopped(Cause::Step(error)))?;
-        removed.push((describe(&step), Undone::Restored));
+        removed.push((step.object(), Undone::Restored));
     }
     journal.intent = Some(remaining);
     removed.extend(undo(host, store, journal, &steps)?);
@@ -258,29 +279,20 @@ fn undo<H: Host, S: Store>(
     steps: &[Step],
 ) -> Outcome<Vec<Removed>, H, S> {
     let mut removed = Vec::new();
-    let mut failed = Vec::new();
+    let (mut failed, mut kept) = (Vec::new(), Vec::new());
     for step in steps {
-        match host.undo(step) {
+        match undo_one(host, step, &kept) {
             Ok(undone) => {
                 journal.forget(step);
-                removed.push((describe(step), undone));
+                removed.push((step.object(), undone));
             }
-            Err(error) => failed.push(error.to_string()),
+            Err(error) => {
+                failed.push(error);
+                kept.push(step);
+            }
         }
         store.save(journal).map_err(|error| Error::Stopped(Cause::Journal(error)))?;
     }
     store.save(journal).map_err(|error| Error::Stopped(Cause::Journal(error)))?;
     if failed.is_empty() { Ok(removed) } else { Err(Error::NotUndone(failed)) }
-}
-
-/// The object of a step, for people: as the items of a plan name it.
-fn describe(step: &Step) -> String {
-    match step {
-        Step::SetSysctl { name, .. } => format!("sysctl {name}"),
-        Step::LoadModule { name } => format!("module {name}"),
-        Step::AddAddress { device, address } => format!("address {address}/32 on {device}"),
-        Step::LinkUp { device } => format!("link {device}"),
-        Step::AddClsact { device } => format!("qdisc clsact on {device}"),
-        Step::InstallPrograms { .. } => "tc programs".to_owned(),
-    }
 }

@@ -94,6 +94,13 @@ fn auto_uses_the_kernel_tunnel_where_it_could_be_loaded() {
 }
 
 #[test]
+fn kernel_tunnel_opens_last() {
+    let desired = Desired { lb_sources: ["198.18.9.0/24".parse().unwrap()].into(), ..desired() };
+    let steps = steps(&desired, &Observed { ipip: Ipip::Loadable, ..host() });
+    assert_eq!(steps.last(), Some(&Step::LinkUp { device: TUNNEL.to_owned() }), "behind its guard");
+}
+
+#[test]
 fn auto_keeps_the_program_where_it_decapsulates_already() {
     let filter = Filter::Ours { program: Program::Decap, config: Config::default() };
     let slot = Slot { device: "eth0".to_owned(), hook: Hook::Ingress };
@@ -118,6 +125,53 @@ fn kernel_tunnel_with_lb_sources_is_guarded() {
     let programs = installed(&desired, &Observed { ipip: Ipip::Loadable, ..host() });
     assert!(programs.slots.contains(&("eth0".to_owned(), Program::Guard)));
     assert_eq!(programs.config.sources, desired.lb_sources);
+}
+
+/// Devices that are up, beside eth0 which was chosen: each could deliver to an open tunnel.
+fn host_of_many_devices() -> Observed {
+    let mut host = host();
+    let devices = [
+        ("eth1", link(3, Layer::Ethernet)),
+        ("wg0", link(4, Layer::Other)),
+        ("port0", Link { enslaved: true, ..link(5, Layer::Ethernet) }),
+        ("down0", Link { up: false, ..link(6, Layer::Ethernet) }),
+    ];
+    host.links.extend(devices.map(|(name, link)| (name.to_owned(), link)));
+    host
+}
+
+fn restricted(decap: Decap) -> Desired {
+    let lb_sources = ["198.18.9.0/24".parse().unwrap()].into();
+    Desired { lb_sources, decap, mss: Mss::Off, interfaces: ["eth0".to_owned()].into(), ..desired() }
+}
+
+fn slots(programs: &Programs) -> Vec<(&str, Program)> {
+    programs.slots.iter().map(|(device, program)| (device.as_str(), *program)).collect()
+}
+
+#[test]
+fn kernel_tunnel_is_guarded_on_every_device_that_can_deliver() {
+    let programs = installed(&restricted(Decap::Ipip), &Observed { ipip: Ipip::Loadable, ..host_of_many_devices() });
+    let everywhere = [("eth0", Program::Guard), ("eth1", Program::Guard), ("wg0", Program::Guard)];
+    assert_eq!(slots(&programs), everywhere);
+}
+
+#[test]
+fn program_beside_an_open_kernel_tunnel_is_guarded_elsewhere() {
+    let mut host = host_of_many_devices();
+    assert_eq!(slots(&installed(&restricted(Decap::Ebpf), &host)), [("eth0", Program::Decap)]);
+    host.ipip = Ipip::Present;
+    host.links.insert(TUNNEL.to_owned(), link(9, Layer::Other));
+    let programs = installed(&restricted(Decap::Ebpf), &host);
+    assert_eq!(slots(&programs), [("eth0", Program::Decap), ("eth1", Program::Guard), ("wg0", Program::Guard)]);
+}
+
+#[test]
+fn kernel_tunnel_that_cannot_be_guarded_is_refused() {
+    let mut host = Observed { ipip: Ipip::Loadable, ..host_of_many_devices() };
+    host.links.get_mut("eth1").unwrap().hook = HookQdisc::Ingress;
+    assert_eq!(plan(&restricted(Decap::Ipip), &host), Err(Refusal::Unguardable("eth1".to_owned())));
+    assert!(plan(&restricted(Decap::Ebpf), &host).is_ok());
 }
 
 #[test]

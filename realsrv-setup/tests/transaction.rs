@@ -10,11 +10,11 @@
 use std::{collections::BTreeMap, convert::Infallible, net::Ipv4Addr};
 
 use realsrv_setup::{
-    desired::{Decap, Desired, Vip},
+    desired::{Decap, Desired, Request, Vip},
     journal::Journal,
     observed::{Address, Filter, HookQdisc, Ipip, Layer, Link, Observed, Slot},
-    plan::{Programs, Step, TUNNEL, plan},
-    run::{self, Host, Store, Undone, apply, remove},
+    plan::{Plan, Programs, Step, TUNNEL, plan, plan_onto},
+    run::{self, Host, Store, Undone, remove},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -35,11 +35,13 @@ struct Model {
     now: Observed,
     executed: usize,
     fail: Option<(usize, Failure)>,
+    /// This address cannot be taken away.
+    stuck: Option<Ipv4Addr>,
 }
 
 impl Model {
     fn new(now: Observed) -> Self {
-        Self { now, executed: 0, fail: None }
+        Self { now, executed: 0, fail: None, stuck: None }
     }
 
     fn change(&mut self, step: &Step) {
@@ -99,6 +101,9 @@ impl Host for Model {
                 self.now.ipip = Ipip::Loadable;
                 self.now.links.remove(TUNNEL);
                 self.now.sysctls.remove(&format!("net.ipv4.conf.{TUNNEL}.rp_filter"));
+            }
+            Step::AddAddress { address, .. } if self.stuck == Some(address) => {
+                return Err(Injected(format!("removing {address}")));
             }
             Step::AddAddress { device, address } => {
                 self.now.addresses.retain(|found| (&found.device, found.address) != (&device, address));
@@ -167,6 +172,25 @@ fn vip(last: u8) -> Vip {
 fn desired(vips: &[u8], decap: Decap) -> Desired {
     let lb_sources = ["198.18.9.0/24".parse().unwrap()].into();
     Desired { vips: vips.iter().map(|&last| vip(last)).collect(), decap, lb_sources, ..Desired::default() }
+}
+
+fn request(desired: Desired) -> Request {
+    Request {
+        vips: desired.vips,
+        decap: Some(desired.decap),
+        lb_sources: Some(desired.lb_sources),
+        mss: Some(desired.mss),
+        interfaces: Some(desired.interfaces),
+    }
+}
+
+fn apply(
+    model: &mut Model,
+    disk: &mut Disk,
+    journal: &mut Journal,
+    desired: Desired,
+) -> Result<Plan, run::Error<Injected, Infallible>> {
+    run::apply(model, disk, journal, request(desired)).map(|applied| applied.plan)
 }
 
 /// Both ways to decapsulate, on a fresh host and on one that serves another VIP already.
@@ -275,6 +299,21 @@ fn removing_one_vip_leaves_a_host_as_if_it_had_never_been() {
 }
 
 #[test]
+fn kernel_tunnel_closes_when_the_program_takes_its_place() {
+    let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
+    apply(&mut model, &mut disk, &mut journal, desired(&[1], Decap::Ipip)).unwrap();
+    assert!(model.now.links[TUNNEL].up);
+    let ebpf = desired(&[1], Decap::Ebpf);
+    assert!(plan_onto(&journal, &ebpf, &model.now).unwrap().obsolete.len() >= 4);
+    apply(&mut model, &mut disk, &mut journal, ebpf.clone()).unwrap();
+    assert!(!model.now.links.contains_key(TUNNEL));
+    assert!(!disk.0.steps.iter().any(Step::serves_tunnel), "{:?}", disk.0.steps);
+    assert!(apply(&mut model, &mut disk, &mut journal, ebpf).unwrap().is_empty());
+    remove(&mut model, &mut disk, &mut journal, &[]).unwrap();
+    assert_eq!(model.now, host());
+}
+
+#[test]
 fn a_refused_plan_touches_neither_host_nor_disk() {
     let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
     let wanted = Desired { interfaces: ["eth7".to_owned()].into(), ..desired(&[1], Decap::Auto) };
@@ -282,4 +321,47 @@ fn a_refused_plan_touches_neither_host_nor_disk() {
     assert!(matches!(error, run::Error::Refused(_)));
     assert_eq!((model.executed, model.now), (0, host()));
     assert!(disk.0.is_empty());
+}
+
+#[test]
+fn a_request_adds_to_what_another_run_made_of_the_journal() {
+    let (mut model, mut disk) = (Model::new(host()), Disk::default());
+    let other = Request { vips: [vip(1)].into(), ..Request::default() };
+    run::apply(&mut model, &mut disk, &mut Journal::default(), other).unwrap();
+    // Loaded once the other run had given the lock back.
+    let mut journal = disk.0.clone();
+    let ours = Request { vips: [vip(2)].into(), ..Request::default() };
+    run::apply(&mut model, &mut disk, &mut journal, ours).unwrap();
+    assert_eq!(disk.0.intent.unwrap().vips, [vip(1), vip(2)].into());
+}
+
+fn arp(model: &Model) -> Vec<&str> {
+    let value = |name: &str| model.now.sysctls[&format!("net.ipv4.conf.all.{name}")].as_str();
+    vec![value("arp_ignore"), value("arp_announce")]
+}
+
+#[test]
+fn arp_stays_silent_while_a_vip_cannot_be_taken_away() {
+    let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
+    apply(&mut model, &mut disk, &mut journal, desired(&[1], Decap::Ebpf)).unwrap();
+    model.stuck = Some(vip(1).into());
+    let error = remove(&mut model, &mut disk, &mut journal, &[]).unwrap_err();
+    assert!(error.to_string().contains("arp_ignore stays as long as the address 198.19.10.1/32"), "{error}");
+    assert_eq!(arp(&model), ["1", "2"]);
+    model.stuck = None;
+    remove(&mut model, &mut disk, &mut journal, &[]).unwrap();
+    assert_eq!(model.now, host());
+}
+
+#[test]
+fn arp_stays_silent_after_a_rollback_that_leaves_a_vip() {
+    let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
+    let wanted = desired(&[1], Decap::Ebpf);
+    (model.fail, model.stuck) = (Some((steps(&host(), &wanted) - 1, Failure::Before)), Some(vip(1).into()));
+    let error = apply(&mut model, &mut disk, &mut journal, wanted).unwrap_err();
+    assert!(error.to_string().contains("rolled back except"), "{error}");
+    assert_eq!(arp(&model), ["1", "2"]);
+    model.stuck = None;
+    remove(&mut model, &mut disk, &mut journal, &[]).unwrap();
+    assert_eq!(model.now, host());
 }

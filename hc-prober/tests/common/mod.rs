@@ -62,11 +62,16 @@ impl Net {
 
     /// Runs `hc-prober check` on the load balancer.
     pub(crate) fn check(&self, arguments: &str) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// `hc-prober check` on the load balancer.
+    pub(crate) fn command(&self, arguments: &str) -> Command {
         let net = format!("--net=/run/netns/{}", self.lb);
         let fixed = ["check", "--real", &REAL.to_string(), "--vip", &VIP.to_string()].map(String::from);
         let mut command = Command::new("nsenter");
         command.arg(net).arg(env!("CARGO_BIN_EXE_hc-prober")).args(fixed).args(arguments.split_whitespace());
-        command.output().unwrap()
+        command
     }
 
     /// Output of a command in one of the namespaces.

@@ -1,9 +1,10 @@
 //! The real's side of the tunnel, at tc (clsact) on its Ethernet devices.
 //!
 //! ```text
-//! ingress  lb_decap   IPIP to the host, from an allowed source, around a packet for a VIP or the host:
-//!                     the outer header goes, the packet stays on its device
-//!          lb_guard   beside a kernel tunnel: drops IPIP to the host from sources that are not allowed
+//! ingress  lb_guard   on every device, where sources are restricted: drops IPIP from elsewhere, whatever its destination.
+//!                     A kernel tunnel takes it to any local address
+//!          lb_decap   guards as well. IPIP to the host around a packet for a VIP or the host: the outer header goes, the
+//!                     packet stays on its device
 //! egress   lb_clamp   SYN and SYN-ACK from a VIP: the MSS leaves room for the outer header
 //! ```
 //!
@@ -15,11 +16,17 @@
 #![expect(clippy::inline_always, reason = "the verifier follows packet pointers through inlined code only")]
 
 use aya_ebpf::{
-    bindings::{BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    EbpfContext,
+    bindings::{
+        BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_hdr_start_off::BPF_HDR_START_NET,
+    },
+    helpers::generated::bpf_skb_load_bytes_relative,
     macros::{classifier, map},
     maps::{HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
     programs::TcContext,
 };
+use core::mem::MaybeUninit;
 use lb_ebpf::decap::{Counter, Ipv4Header, MAX_ADDRESSES, MAX_DEVICES, MAX_SOURCES, ROLE_HOST, ROLE_VIP};
 
 const ETHERNET: u32 = 14;
@@ -38,22 +45,29 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT
 /// Removes the outer header where the tunnel ends here.
 #[classifier]
 fn lb_decap(ctx: TcContext) -> i32 {
-    if let Some(outer) = tunnel_to_host(&ctx) {
-        count(decapsulate(&ctx, outer));
+    match tunnel(&ctx) {
+        Some(outer) if !source_allowed(&outer) => refuse(),
+        Some(outer) if role(outer.destination) == Some(ROLE_HOST) => {
+            count(decapsulate(&ctx, &outer));
+            TC_ACT_UNSPEC
+        }
+        _ => TC_ACT_UNSPEC,
     }
-    TC_ACT_UNSPEC
 }
 
 /// Drops tunnel packets that do not come from a load balancer; the kernel's tunnel device takes the others.
 #[classifier]
 fn lb_guard(ctx: TcContext) -> i32 {
-    match tunnel_to_host(&ctx) {
-        Some(outer) if !source_allowed(outer) => {
-            count(Counter::BadSource);
-            TC_ACT_SHOT
-        }
+    match tunnel(&ctx) {
+        Some(outer) if !source_allowed(&outer) => refuse(),
         _ => TC_ACT_UNSPEC,
     }
+}
+
+#[inline(always)]
+fn refuse() -> i32 {
+    count(Counter::BadSource);
+    TC_ACT_SHOT
 }
 
 /// Lowers the MSS that a VIP announces.
@@ -65,18 +79,24 @@ fn lb_clamp(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// The outer header, if the packet is IPIP addressed to the host itself.
+/// A copy of the outer header, if the packet is IPIP. Read from the network header on: guarded devices need not be Ethernet.
 #[inline(always)]
-fn tunnel_to_host(ctx: &TcContext) -> Option<&Ipv4Header> {
-    let outer = ipv4(ctx, ETHERNET)?;
-    (outer.protocol == Ipv4Header::IPIP && role(outer.destination) == Some(ROLE_HOST)).then_some(outer)
+fn tunnel(ctx: &TcContext) -> Option<Ipv4Header> {
+    if ctx.skb.protocol() != ETH_P_IP {
+        return None;
+    }
+    let mut outer = MaybeUninit::<Aligned<Ipv4Header>>::uninit();
+    // SAFETY: the helper writes exactly the header's 20 octets or fails; any octets make a header.
+    let outer = unsafe {
+        let (skb, to) = (ctx.as_ptr().cast(), outer.as_mut_ptr().cast());
+        let result = bpf_skb_load_bytes_relative(skb, 0, to, IPV4, BPF_HDR_START_NET);
+        (result == 0).then(|| outer.assume_init().0)?
+    };
+    (outer.protocol == Ipv4Header::IPIP).then_some(outer)
 }
 
 #[inline(always)]
 fn decapsulate(ctx: &TcContext, outer: &Ipv4Header) -> Counter {
-    if !source_allowed(outer) {
-        return Counter::BadSource;
-    }
     if outer.is_fragment() {
         return Counter::Fragment;
     }
@@ -182,11 +202,12 @@ fn role(address: [u8; 4]) -> Option<u32> {
     unsafe { ADDRESSES.get(u32::from_ne_bytes(address)) }.copied()
 }
 
+/// What has no alignment of its own; on the stack the verifier wants one.
+#[repr(C, align(8))]
+struct Aligned<T>(T);
+
 #[inline(always)]
 fn source_allowed(outer: &Ipv4Header) -> bool {
-    /// The key is packed; on the stack it must be aligned.
-    #[repr(C, align(8))]
-    struct Aligned(Key<u32>);
     let key = Aligned(Key::new(32, u32::from_ne_bytes(outer.source)));
     SOURCES.get(&key.0).is_some()
 }

@@ -18,6 +18,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use core::{mem::MaybeUninit, ptr};
+use lb_ebpf::net::{ICMP, IPIP, TCP, UDP};
 use lb_ebpf::probe::{CaptureCounters, Captured, INNER, OUTER, Ports, SNAP, Watch};
 
 #[unsafe(no_mangle)]
@@ -29,11 +30,6 @@ static WATCH: HashMap<Watch, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_
 static CAPTURED: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 #[map]
 static COUNTERS: PerCpuArray<CaptureCounters> = PerCpuArray::with_max_entries(1, 0);
-
-const ICMP: u8 = 1;
-const IPIP: u8 = 4;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 
 const ECHO_REPLY: u8 = 0;
 const UNREACHABLE: u8 = 3;
@@ -64,10 +60,11 @@ const ADDRESSES: u32 = 12;
 
 /// What a packet is to us.
 enum Claim {
-    /// A reply to one of our probes: take it.
-    Reply,
-    /// Tells something about our outer packets: look, and pass it on.
-    Evidence,
+    /// A segment or datagram to one of our ports: take it, the kernel would answer it.
+    Take,
+    /// ICMP: look, and pass it on. The kernel answers none of it, and it may be another's: a `ping` may have an identifier in
+    /// our range.
+    Look,
 }
 
 #[classifier]
@@ -94,12 +91,12 @@ fn capture(ctx: &TcContext) -> Option<i32> {
     }
     entry.submit(0);
     match claim {
-        Claim::Reply => {
+        Claim::Take => {
             counters.taken += 1;
             Some(TC_ACT_SHOT)
         }
-        Claim::Evidence => {
-            counters.evidence += 1;
+        Claim::Look => {
+            counters.passed += 1;
             None
         }
     }
@@ -112,13 +109,13 @@ fn claim(ctx: &TcContext, ip: &Ipv4) -> Option<Claim> {
     match ip.protocol {
         TCP | UDP => {
             let [_, _, high, low]: [u8; 4] = load(ctx, l4)?;
-            claim_reply(ctx, high, low)
+            is_reply(ctx, high, low)?.then_some(Claim::Take)
         }
         ICMP => {
             let [kind, _, _, _, high, low, _, _]: [u8; 8] = load(ctx, l4)?;
             match kind {
-                ECHO_REPLY => claim_reply(ctx, high, low),
-                UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM => claim_error(ctx, l4 + 8),
+                ECHO_REPLY => is_reply(ctx, high, low)?.then_some(Claim::Look),
+                UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM => is_error(ctx, l4 + 8)?.then_some(Claim::Look),
                 _ => None,
             }
         }
@@ -128,17 +125,17 @@ fn claim(ctx: &TcContext, ip: &Ipv4) -> Option<Claim> {
 
 /// A packet from one of our targets to one of our ports.
 #[inline(always)]
-fn claim_reply(ctx: &TcContext, high: u8, low: u8) -> Option<Claim> {
+fn is_reply(ctx: &TcContext, high: u8, low: u8) -> Option<bool> {
     if !is_ours(high, low) {
         return None;
     }
     let Addresses { source, destination } = load(ctx, ADDRESSES)?;
-    watched(&Watch { local: destination, remote: source }, INNER).then_some(Claim::Reply)
+    Some(watched(&Watch { local: destination, remote: source }, INNER))
 }
 
 /// An ICMP error quotes the header and at least 8 bytes of the packet it is about (RFC 792).
 #[inline(always)]
-fn claim_error(ctx: &TcContext, offset: u32) -> Option<Claim> {
+fn is_error(ctx: &TcContext, offset: u32) -> Option<bool> {
     let quoted: Ipv4 = load(ctx, offset)?;
     let l4 = payload_offset(&quoted)?;
     let [a, b, _, _, e, f, _, _]: [u8; 8] = load(ctx, offset + l4)?;
@@ -147,10 +144,10 @@ fn claim_error(ctx: &TcContext, offset: u32) -> Option<Claim> {
     let ours = match quoted.protocol {
         TCP | UDP => is_ours(a, b),
         ICMP if a == ECHO_REQUEST => is_ours(e, f),
-        IPIP => return watched(&watch, OUTER).then_some(Claim::Evidence),
+        IPIP => return Some(watched(&watch, OUTER)),
         _ => false,
     };
-    (ours && watched(&watch, INNER)).then_some(Claim::Reply)
+    Some(ours && watched(&watch, INNER))
 }
 
 /// Whether a port or identifier, given by its bytes on the wire, is in our range.
