@@ -39,11 +39,11 @@ impl Flow {
         Self { last_seen_ns: now_ns, real: real as u32, reserved: 0 }
     }
 
-    /// Whether it was used within `idle_ms` milliseconds of `now_ns`.
+    /// Whether it was used within `idle_s` seconds of `now_ns`.
     #[must_use]
     #[inline(always)]
-    pub const fn lives(&self, now_ns: u64, idle_ms: u32) -> bool {
-        now_ns.saturating_sub(self.last_seen_ns) < idle_ms as u64 * 1_000_000
+    pub const fn lives(&self, now_ns: u64, idle_s: u16) -> bool {
+        now_ns.saturating_sub(self.last_seen_ns) < idle_s as u64 * 1_000_000_000
     }
 }
 

@@ -30,16 +30,15 @@ pub const fn splitmix64(state: &mut u64) -> u64 {
 }
 
 /// The hash of an IPv4 flow. Addresses and ports as they lie in the packet (network byte order, loaded
-/// natively); `ports` is the first four bytes of the TCP or UDP header.
+/// natively); `ports` is the first four bytes of the TCP or UDP header. The high bits are the best ones.
 #[must_use]
 #[inline(always)]
-pub const fn flow_hash(key: &HashKey, source: u32, destination: u32, ports: u32, protocol: u8) -> u32 {
+pub const fn flow_hash(key: &HashKey, source: u32, destination: u32, ports: u32, protocol: u8) -> u64 {
     let [k0, k1, k2, k3, k4] = key.0;
     let sum = k0
         .wrapping_add(k1.wrapping_mul(source as u64))
         .wrapping_add(k2.wrapping_mul(destination as u64))
         .wrapping_add(k3.wrapping_mul(ports as u64))
         .wrapping_add(k4.wrapping_mul(protocol as u64));
-    let mixed = (sum ^ (sum >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    (mixed >> 32) as u32
+    (sum ^ (sum >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93)
 }

@@ -74,8 +74,8 @@ impl Slot {
 /// The slot of a flow hash: its top bits, always below [`RING_SLOTS`].
 #[must_use]
 #[inline(always)]
-pub const fn slot_index(hash: u32) -> usize {
-    (hash >> (u32::BITS - RING_BITS)) as usize
+pub const fn slot_index(hash: u64) -> usize {
+    (hash >> (u64::BITS - RING_BITS)) as usize
 }
 
 /// A whole ring: the one value of an inner map, filled aside and swapped in by one outer update.
@@ -102,7 +102,7 @@ mod tests {
         }
 
         #[test]
-        fn slot_index_of_any_hash_is_inside_the_ring(hash: u32) {
+        fn slot_index_of_any_hash_is_inside_the_ring(hash: u64) {
             prop_assert!(slot_index(hash) < RING_SLOTS);
         }
     }

@@ -74,8 +74,10 @@ pub struct VipEntry {
     pub vip: u16,
     /// Index of the VIP's ring in the outer map, below [`crate::ring::MAX_RINGS`].
     pub ring: u16,
-    /// How long a tracked flow may be silent and still keep its real, milliseconds.
-    pub flow_idle_ms: u32,
+    /// How long a tracked flow may be silent and still keep its real, seconds.
+    pub flow_idle_s: u16,
+    /// Zero.
+    pub reserved: u16,
 }
 
 /// No place for an entry with this multiplier: build again with another.
@@ -101,7 +103,7 @@ impl VipTable {
     #[must_use]
     #[expect(clippy::large_stack_arrays, reason = "128 KiB, built by user space and boxed")]
     pub const fn new(hash_key: HashKey, multiplier: u32, flags: u32) -> Self {
-        let empty = VipEntry { key: VipKey(0), vip: 0, ring: 0, flow_idle_ms: 0 };
+        let empty = VipEntry { key: VipKey(0), vip: 0, ring: 0, flow_idle_s: 0, reserved: 0 };
         let buckets = [[empty; BUCKET_ENTRIES]; BUCKETS];
         Self { hash_key, multiplier: multiplier | 1, flags, bitmap: [0; BITMAP_WORDS], buckets }
     }

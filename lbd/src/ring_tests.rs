@@ -150,11 +150,11 @@ fn step() -> impl Strategy<Value = Step> {
 /// The packet path in Rust: `lb-ebpf/src/bin/load_balancer/flows.rs`, entry for entry.
 #[derive(Default)]
 struct Path {
-    entries: HashMap<u32, (RealId, Instant)>,
+    entries: HashMap<u64, (RealId, Instant)>,
 }
 
 impl Path {
-    fn packet(&mut self, slot: Slot, hash: u32, syn: bool, serves: impl Fn(RealId) -> bool, now: Instant) -> RealId {
+    fn packet(&mut self, slot: Slot, hash: u64, syn: bool, serves: impl Fn(RealId) -> bool, now: Instant) -> RealId {
         if !slot.lookup() {
             return slot.cur();
         }
@@ -177,7 +177,7 @@ impl Path {
 }
 
 struct Flow {
-    hash: u32,
+    hash: u64,
     real: RealId,
     next: Instant,
 }
@@ -205,7 +205,7 @@ impl World {
         lb_ebpf::hash::splitmix64(&mut self.random) % below
     }
 
-    fn send(&mut self, hash: u32, syn: bool) -> RealId {
+    fn send(&mut self, hash: u64, syn: bool) -> RealId {
         let slot = self.ring.slots[slot_index(hash)].word();
         let serving: BTreeSet<_> = self.members.iter().filter(|m| m.serves).map(|m| m.candidate.id).collect();
         self.packets += 1;
@@ -216,8 +216,7 @@ impl World {
     fn pass(&mut self, seconds: u16) {
         let end = self.now + Duration::from_secs(seconds.into());
         for _ in 0..20 {
-            #[expect(clippy::cast_possible_truncation, reason = "a random 32-bit hash")]
-            let hash = self.draw(1 << 32) as u32;
+            let hash = self.draw(u64::MAX);
             let real = self.send(hash, true);
             let gap = self.draw(IDLE.as_secs());
             self.flows.push(Flow { hash, real, next: self.now + Duration::from_secs(gap) });

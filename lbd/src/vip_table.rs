@@ -49,9 +49,10 @@ fn fill(table: &mut VipTable, rows: &[Row]) -> Result<(), BucketFull> {
             Protocol::Tcp => net::TCP,
             Protocol::Udp => net::UDP,
         };
-        let flow_idle_ms = u32::try_from(row.flow_idle.as_millis()).unwrap_or(u32::MAX);
+        let flow_idle = row.flow_idle.as_millis().div_ceil(1000);
+        let flow_idle_s = u16::try_from(flow_idle).unwrap_or(u16::MAX);
         let service = Key::new(address, row.key.port.to_be(), protocol);
-        table.insert(VipEntry { key: service, vip: row.index, ring: row.index, flow_idle_ms })?;
+        table.insert(VipEntry { key: service, vip: row.index, ring: row.index, flow_idle_s, reserved: 0 })?;
         table.insert(VipEntry { key: Key::new(address, 0, ANY_PROTOCOL), ..VipEntry::default() })?;
     }
     Ok(())
@@ -86,7 +87,7 @@ mod tests {
         for n in 0..512 {
             let address = u32::from_ne_bytes(address(n).octets());
             let found = table.find(Key::new(address, 53_u16.to_be(), net::UDP)).unwrap();
-            assert_eq!((found.vip, found.ring, found.flow_idle_ms), (n, n, 900_000));
+            assert_eq!((found.vip, found.ring, found.flow_idle_s), (n, n, 900));
             assert!(table.find(Key::new(address, 0, ANY_PROTOCOL)).is_some());
         }
         assert_eq!(read(&table), rows.iter().map(|row| (row.key, row.index)).collect());

@@ -20,7 +20,7 @@ const MAX_INTERFACE_NAME: usize = 15;
 
 const INTERVAL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_hours(1);
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_mins(1);
-const FLOW_IDLE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
+const FLOW_IDLE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(18);
 
 /// What a VIP has of each setting that it does not name.
 struct Base {

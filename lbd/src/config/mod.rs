@@ -167,7 +167,7 @@ impl Vip {
         self.timing
     }
 
-    /// A flow that sends at least one packet in this time keeps its real; 1 s to 24 h.
+    /// A flow that sends at least one packet in this time keeps its real; 1 s to 18 h, in whole seconds (rounded up).
     #[must_use]
     pub fn flow_idle(&self) -> Duration {
         self.flow_idle

@@ -13,11 +13,11 @@ use lb_ebpf::{
 /// An entry that lives and whose real still serves decides. Without one a TCP SYN gets `cur`, and so does
 /// anything else unless a window is open on the slot whose `prev` still serves.
 #[inline(always)]
-pub(crate) fn choose(slot: Slot, key: &FlowKey, idle_ms: u32, is_syn: bool) -> RealId {
+pub(crate) fn choose(slot: Slot, key: &FlowKey, idle_s: u16, is_syn: bool) -> RealId {
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let serves = if key.protocol == u32::from(TCP) { SERVES_TCP } else { SERVES_UDP };
-    if !is_syn && let Some(real) = remembered(key, now, idle_ms, serves) {
+    if !is_syn && let Some(real) = remembered(key, now, idle_s, serves) {
         count(flow_event_index(FlowEvent::Hit), 0);
         return real;
     }
@@ -35,13 +35,13 @@ pub(crate) fn choose(slot: Slot, key: &FlowKey, idle_ms: u32, is_syn: bool) -> R
 }
 
 #[inline(always)]
-fn remembered(key: &FlowKey, now: u64, idle_ms: u32, serves: u32) -> Option<RealId> {
+fn remembered(key: &FlowKey, now: u64, idle_s: u16, serves: u32) -> Option<RealId> {
     let flow = FLOWS.get_ptr_mut(key)?;
     // SAFETY: the kernel keeps an LRU entry's memory valid for the program's run. It may be reused for
     // another flow meanwhile; then one packet refreshes or reads that flow's entry, which is harmless.
     let flow = unsafe { &mut *flow };
     let real = flow.real as RealId;
-    if !flow.lives(now, idle_ms) || !real_serves(real, serves) {
+    if !flow.lives(now, idle_s) || !real_serves(real, serves) {
         return None;
     }
     flow.last_seen_ns = now;

@@ -96,7 +96,7 @@ fn forward(ctx: &XdpContext, vips: &VipTable, vip: &VipEntry, datagram: &Datagra
     let slot = ring.slots[slot_index(flow_hash(&vips.hash_key, source, destination, ports, protocol))];
     let id = if slot.lookup() {
         let key = FlowKey { source, destination, ports, protocol: u32::from(protocol) };
-        flows::choose(slot, &key, vip.flow_idle_ms, datagram.is_syn)
+        flows::choose(slot, &key, vip.flow_idle_s, datagram.is_syn)
     } else {
         slot.cur()
     };
