@@ -258,7 +258,9 @@ impl Runner {
             for (watch, roles) in watches(&planned) {
                 *self.wanted.entry(watch).or_default() |= roles;
             }
-            planned.iter().for_each(|planned| self.driver.engine.set_path(planned));
+            for check in &planned {
+                self.driver.engine.set_path(check);
+            }
         }
         self.watch();
     }
