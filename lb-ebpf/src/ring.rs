@@ -2,10 +2,14 @@
 
 use crate::pod;
 
-/// Slots of a ring. A power of two, so that a slot index is the top bits of the hash and the verifier
-/// sees it bounded. 16,384 slots are 64 KiB: several rings stay in the second-level cache.
+/// Slots of a ring's part, and of the smallest ring. A power of two, so that a slot index is the top bits of the
+/// hash and the verifier sees it bounded. 16,384 slots are 64 KiB: several rings stay in the second-level cache.
 pub const RING_SLOTS: usize = 1 << RING_BITS;
 const RING_BITS: u32 = 14;
+/// A ring has `2^order` parts, with an order up to this.
+pub const MAX_RING_ORDER: u8 = 4;
+/// Parts of the largest ring.
+pub const RING_PARTS: usize = 1 << MAX_RING_ORDER;
 /// Rings that can exist at a time, one for each VIP.
 pub const MAX_RINGS: usize = crate::vip::MAX_VIPS;
 
@@ -71,22 +75,76 @@ impl Slot {
     }
 }
 
-/// The slot of a flow hash: its top bits, always below [`RING_SLOTS`].
+/// The slot of a flow hash in a ring of this order: the hash's top bits, always below `RING_SLOTS << order`.
+/// The order is at most [`MAX_RING_ORDER`].
 #[must_use]
 #[inline(always)]
-pub const fn slot_index(hash: u64) -> usize {
-    (hash >> (u64::BITS - RING_BITS)) as usize
+#[expect(clippy::cast_possible_truncation, reason = "at most 18 bits are left")]
+pub const fn slot_index(hash: u64, order: u8) -> usize {
+    (hash >> (u64::BITS - RING_BITS - order as u32)) as usize
 }
 
-/// A whole ring: the one value of an inner map, filled aside and swapped in by one outer update.
+/// Which ring a VIP goes by, and how large it is.
+///
+/// ```text
+///  15 .. 12  11 ...... 0
+///  order     index
+/// ```
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingRef(u16);
+
+impl RingRef {
+    const INDEX_BITS: u32 = 12;
+
+    /// The ring with this index, below [`MAX_RINGS`], and this order, at most [`MAX_RING_ORDER`].
+    #[must_use]
+    pub const fn new(index: u16, order: u8) -> Self {
+        Self((index & ((1 << Self::INDEX_BITS) - 1)) | ((order as u16) << Self::INDEX_BITS))
+    }
+
+    /// Its index.
+    #[must_use]
+    #[inline(always)]
+    pub const fn index(self) -> u16 {
+        self.0 & ((1 << Self::INDEX_BITS) - 1)
+    }
+
+    /// The logarithm of the number of its parts.
+    #[must_use]
+    #[inline(always)]
+    pub const fn order(self) -> u8 {
+        (self.0 >> Self::INDEX_BITS) as u8
+    }
+
+    /// Where its part number `part`, below `2^order`, is in the outer map.
+    #[must_use]
+    #[inline(always)]
+    pub const fn place(self, part: u32) -> u32 {
+        ((self.index() as u32) << MAX_RING_ORDER) + part
+    }
+
+    /// The slot of a flow hash: its part's place in the outer map, and its index in that part.
+    #[must_use]
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "at most 18 bits are left")]
+    pub const fn locate(self, hash: u64) -> (u32, usize) {
+        let slot = slot_index(hash, self.order());
+        (self.place((slot >> RING_BITS) as u32), slot & (RING_SLOTS - 1))
+    }
+}
+
+/// A ring, or one of the parts of a larger one, in the order of their slots: the one value of an inner map, filled
+/// aside and swapped in by one outer update. A flow's slot is in one part, so it meets the old ring or the new one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ring {
-    /// The slots; a flow's is `slots[slot_index(hash)]`.
+    /// The slots.
     pub slots: [Slot; RING_SLOTS],
 }
 
-const _: () = assert!(size_of::<Ring>() == 4 * RING_SLOTS && size_of::<Slot>() == 4);
+const _: () = assert!(size_of::<Ring>() == 4 * RING_SLOTS && size_of::<Slot>() == 4 && size_of::<RingRef>() == 2);
+const _: () = assert!(MAX_RINGS <= 1 << RingRef::INDEX_BITS);
 pod!(Slot, Ring);
 
 #[cfg(test)]
@@ -102,8 +160,13 @@ mod tests {
         }
 
         #[test]
-        fn slot_index_of_any_hash_is_inside_the_ring(hash: u64) {
-            prop_assert!(slot_index(hash) < RING_SLOTS);
+        fn slot_of_any_hash_is_inside_its_ring(hash: u64, index in 0..512_u16, order in 0..=MAX_RING_ORDER) {
+            let ring = RingRef::new(index, order);
+            prop_assert_eq!((ring.index(), ring.order()), (index, order));
+            let (place, slot) = ring.locate(hash);
+            let part = place - ring.place(0);
+            prop_assert!(part < 1 << order && slot < RING_SLOTS);
+            prop_assert_eq!(slot_index(hash, order), part as usize * RING_SLOTS + slot);
         }
     }
 }

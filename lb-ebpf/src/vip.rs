@@ -3,7 +3,7 @@
 //! Turning away what is for no VIP is one bit of a bitmap; finding a VIP is at most four comparisons
 //! in one 64-byte bucket. The multiplier is chosen by user space so that no bucket overflows.
 
-use crate::{hash::HashKey, pod};
+use crate::{hash::HashKey, pod, ring::RingRef};
 
 /// VIPs that can be configured; each needs an entry for its service, and one more for its address.
 pub const MAX_VIPS: usize = 512;
@@ -72,8 +72,8 @@ pub struct VipEntry {
     pub key: VipKey,
     /// Index of the VIP's counters, below [`MAX_VIPS`].
     pub vip: u16,
-    /// Index of the VIP's ring in the outer map, below [`crate::ring::MAX_RINGS`].
-    pub ring: u16,
+    /// The VIP's ring.
+    pub ring: RingRef,
     /// How long a tracked flow may be silent and still keep its real, seconds.
     pub flow_idle_s: u16,
     /// Zero.
@@ -103,7 +103,7 @@ impl VipTable {
     #[must_use]
     #[expect(clippy::large_stack_arrays, reason = "128 KiB, built by user space and boxed")]
     pub const fn new(hash_key: HashKey, multiplier: u32, flags: u32) -> Self {
-        let empty = VipEntry { key: VipKey(0), vip: 0, ring: 0, flow_idle_s: 0, reserved: 0 };
+        let empty = VipEntry { key: VipKey(0), vip: 0, ring: RingRef::new(0, 0), flow_idle_s: 0, reserved: 0 };
         let buckets = [[empty; BUCKET_ENTRIES]; BUCKETS];
         Self { hash_key, multiplier: multiplier | 1, flags, bitmap: [0; BITMAP_WORDS], buckets }
     }

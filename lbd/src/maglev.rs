@@ -5,7 +5,7 @@
 //! are dealt in proportion to weight. The result depends on addresses, weights and seed only, not on the
 //! order of configuration nor on history, so equal nodes build equal rings.
 
-use lb_ebpf::ring::{RING_SLOTS, RealId};
+use lb_ebpf::ring::{MAX_RING_ORDER, RING_SLOTS, RealId};
 use siphasher::sip128::{Hasher128, SipHasher24};
 use std::{hash::Hasher, net::IpAddr};
 
@@ -20,14 +20,28 @@ pub struct Candidate {
     pub weight: u16,
 }
 
-/// The owner of every slot; all 0 ("no real") if no candidate has weight.
+/// Slots that the lightest real is to have: what is rounded is then below a percent of its share.
+const SLOTS_A_REAL: u32 = 160;
+
+/// The order of a ring in which each real has slots enough to get its share, unless that is more than there are.
 #[must_use]
-pub fn build(candidates: &[Candidate], seed: [u8; 16]) -> Vec<RealId> {
-    let mut walkers: Vec<Walker> = candidates.iter().filter(|c| c.weight > 0).map(|c| Walker::new(c, seed)).collect();
+pub fn order_for(weights: impl Iterator<Item = u16> + Clone) -> u8 {
+    let total: u32 = weights.clone().map(u32::from).sum();
+    let lightest = weights.filter(|&weight| weight > 0).min().map_or(1, u32::from);
+    let wanted = (u64::from(total) * u64::from(SLOTS_A_REAL)).div_ceil(u64::from(lightest));
+    (0..MAX_RING_ORDER).find(|&order| (RING_SLOTS as u64) << order >= wanted).unwrap_or(MAX_RING_ORDER)
+}
+
+/// The owner of every slot of a ring of this order; all 0 ("no real") if no candidate has weight.
+#[must_use]
+pub fn build(candidates: &[Candidate], seed: [u8; 16], order: u8) -> Vec<RealId> {
+    let slots = RING_SLOTS << order;
+    let weighty = candidates.iter().filter(|c| c.weight > 0);
+    let mut walkers: Vec<Walker> = weighty.map(|c| Walker::new(c, seed, slots)).collect();
     walkers.sort_unstable_by_key(|w| w.address);
     let turn = walkers.iter().map(|w| u32::from(w.weight)).max().unwrap_or(0);
-    let mut owners = vec![0; RING_SLOTS];
-    let mut free = if walkers.is_empty() { 0 } else { RING_SLOTS };
+    let mut owners = vec![0; slots];
+    let mut free = if walkers.is_empty() { 0 } else { slots };
     while free > 0 {
         for walker in &mut walkers {
             walker.credit += u32::from(walker.weight);
@@ -54,7 +68,7 @@ struct Walker {
 }
 
 impl Walker {
-    fn new(candidate: &Candidate, seed: [u8; 16]) -> Self {
+    fn new(candidate: &Candidate, seed: [u8; 16], slots: usize) -> Self {
         let mut hasher = SipHasher24::new_with_key(&seed);
         match candidate.address {
             IpAddr::V4(address) => hasher.write(&address.octets()),
@@ -62,7 +76,7 @@ impl Walker {
         }
         let hash = hasher.finish128();
         #[expect(clippy::cast_possible_truncation, reason = "reduced to the ring's size at once")]
-        let (position, skip) = (hash.h1 as usize % RING_SLOTS, (hash.h2 as usize % RING_SLOTS) | 1);
+        let (position, skip) = (hash.h1 as usize % slots, (hash.h2 as usize % slots) | 1);
         Self { id: candidate.id, address: candidate.address, weight: candidate.weight, credit: 0, position, skip }
     }
 
@@ -70,7 +84,7 @@ impl Walker {
     fn take_next_free(&mut self, owners: &mut [RealId]) {
         loop {
             let at = self.position;
-            self.position = (self.position + self.skip) % RING_SLOTS;
+            self.position = (self.position + self.skip) % owners.len();
             if let Some(owner @ 0) = owners.get_mut(at) {
                 *owner = self.id;
                 return;
@@ -101,13 +115,13 @@ mod tests {
 
     #[test]
     fn build_without_weight_leaves_every_slot_empty() {
-        assert!(build(&candidates(&[0, 0]), SEED).iter().all(|&owner| owner == 0));
-        assert!(build(&[], SEED).iter().all(|&owner| owner == 0));
+        assert!(build(&candidates(&[0, 0]), SEED, 0).iter().all(|&owner| owner == 0));
+        assert!(build(&[], SEED, 0).iter().all(|&owner| owner == 0));
     }
 
     #[test]
     fn build_of_equal_weights_shares_equally() {
-        let ring = build(&candidates(&[100; 100]), SEED);
+        let ring = build(&candidates(&[100; 100]), SEED, 0);
         for id in 1..=100 {
             assert!((163..=164).contains(&slots_of(&ring, id)), "real {id}: {} slots", slots_of(&ring, id));
         }
@@ -116,21 +130,21 @@ mod tests {
     #[test]
     fn build_in_any_order_gives_the_same_ring() {
         let mut reals = candidates(&[1, 2, 3, 400, 5]);
-        let ring = build(&reals, SEED);
+        let ring = build(&reals, SEED, 0);
         reals.reverse();
-        assert_eq!(build(&reals, SEED), ring);
+        assert_eq!(build(&reals, SEED, 0), ring);
     }
 
     #[test]
     fn build_with_another_seed_gives_another_ring() {
         let reals = candidates(&[1; 3]);
-        assert_ne!(build(&reals, SEED), build(&reals, [7; 16]));
+        assert_ne!(build(&reals, SEED, 0), build(&reals, [7; 16], 0));
     }
 
     #[test]
     fn build_without_one_of_ten_moves_few_other_slots() {
-        let all = build(&candidates(&[10; 10]), SEED);
-        let without = build(&candidates(&[10, 10, 10, 10, 10, 10, 10, 10, 10, 0]), SEED);
+        let all = build(&candidates(&[10; 10]), SEED, 0);
+        let without = build(&candidates(&[10, 10, 10, 10, 10, 10, 10, 10, 10, 0]), SEED, 0);
         let moved = all.iter().zip(&without).filter(|(a, b)| **a != 10 && a != b).count();
         assert!(moved < RING_SLOTS / 10, "{moved} slots of reals that stayed moved");
     }
@@ -141,7 +155,7 @@ mod tests {
         fn build_gives_each_real_its_weight_in_slots(weights in prop::collection::vec(0..=200_u16, 1..40)) {
             let total: usize = weights.iter().map(|&w| usize::from(w)).sum();
             prop_assume!(total > 0);
-            let ring = build(&candidates(&weights), SEED);
+            let ring = build(&candidates(&weights), SEED, 0);
             let most = usize::from(weights.iter().copied().max().unwrap());
             for (n, &weight) in weights.iter().enumerate() {
                 let due = usize::from(weight) * RING_SLOTS / total;

@@ -4,6 +4,7 @@
 use crate::{
     config::{Config, Vip, VipKey, VipMiss},
     ids::Ids,
+    maglev,
     nexthop::NextHop,
     ring::Ring,
     service::{Serves, Service, check_key},
@@ -40,8 +41,8 @@ pub enum Event {
 pub enum Op {
     /// Write a real.
     Real(RealId, RealEntry),
-    /// Swap a VIP's ring.
-    Ring(u16, Box<RingWords>),
+    /// Swap a part of a VIP's ring, at its place in the map.
+    Ring(u32, Box<RingWords>),
     /// Swap the table of VIPs.
     Vips(Box<VipTable>),
     /// Probe exactly these.
@@ -72,8 +73,8 @@ pub struct Inheritance {
     pub hash_key: HashKey,
     /// The VIPs and the index of each.
     pub vips: BTreeMap<VipKey, u16>,
-    /// The rings by the index of their VIP.
-    pub rings: BTreeMap<u16, Box<RingWords>>,
+    /// The rings, in parts, by the index of their VIP.
+    pub rings: BTreeMap<u16, Vec<Box<RingWords>>>,
 }
 
 /// The state of everything.
@@ -93,7 +94,7 @@ pub struct Core {
     /// Flows of an earlier daemon may be in the map.
     adopted: bool,
     /// Until the first configuration has taken them over.
-    inherited_rings: BTreeMap<u16, Box<RingWords>>,
+    inherited_rings: BTreeMap<u16, Vec<Box<RingWords>>>,
 }
 
 impl Core {
@@ -169,14 +170,15 @@ impl Core {
         config: &Config,
         orphans: &BTreeMap<IpAddr, Serves>,
         now: Instant,
-    ) -> Option<Op> {
-        let index = self.vips.take(&vip.key())?;
+    ) -> Vec<Op> {
+        let Some(index) = self.vips.take(&vip.key()) else { return Vec::new() };
         let keep_last = vip.on_all_down() == crate::config::OnAllDown::Keep;
         let service = self.services.entry(vip.key()).or_insert_with(|| {
             let (seed, flow_idle) = (config.node().seed(), vip.flow_idle());
+            let order = maglev::order_for(vip.reals().iter().map(|real| real.weight));
             let ring = match self.inherited_rings.get(&index) {
-                Some(words) => Ring::adopt(seed, flow_idle, keep_last, words, now),
-                None => Ring::new(seed, flow_idle, keep_last, self.adopted),
+                Some(parts) => Ring::adopt(seed, flow_idle, keep_last, parts, now),
+                None => Ring::new(seed, order, flow_idle, keep_last, self.adopted),
             };
             Service::new(vip.clone(), index, ring, now + first_verdict_within(vip))
         });
@@ -190,7 +192,7 @@ impl Core {
                 service.verdict(real.address, state);
             }
         }
-        service.refresh(now).then(|| Op::Ring(index, service.ring.words()))
+        if service.refresh(now) { swap_ring(service).collect() } else { Vec::new() }
     }
 
     fn verdict(&mut self, key: &CheckKey, state: State, now: Instant) -> Vec<Op> {
@@ -201,7 +203,7 @@ impl Core {
             }
             self.verdicts.insert(key.clone(), state);
             if service.verdict(key.real, state) && service.refresh(now) {
-                rings.push(Op::Ring(service.index, service.ring.words()));
+                rings.extend(swap_ring(service));
             }
         }
         // A real must serve before a ring names it, and a ring must have left it before it serves no more:
@@ -212,11 +214,9 @@ impl Core {
     }
 
     fn close_windows(&mut self, now: Instant) -> Vec<Op> {
-        let closed = self.services.values_mut().filter_map(|s| {
-            let changed = s.ring.close_window(now);
-            (changed && s.is_published()).then(|| Op::Ring(s.index, s.ring.words()))
-        });
-        closed.collect()
+        let closed =
+            self.services.values_mut().filter_map(|s| (s.ring.close_window(now) && s.is_published()).then_some(s));
+        closed.flat_map(|s| swap_ring(s)).collect()
     }
 
     /// Lets packets meet the VIPs whose first round of checks is over; those of the start together, with the attachment.
@@ -229,7 +229,7 @@ impl Core {
         let mut ops = Vec::new();
         for service in self.services.values_mut().filter(|s| !s.is_published() && s.is_ready(now)) {
             service.publish(now);
-            ops.push(Op::Ring(service.index, service.ring.words()));
+            ops.extend(swap_ring(service));
         }
         ops.extend(self.vip_table());
         if starting {
@@ -298,7 +298,12 @@ impl Core {
 
     /// The table of the VIPs that packets meet, if it is another than the last one.
     fn vip_table(&mut self) -> Option<Op> {
-        let row = |s: &Service| Row { key: s.config.key(), index: s.index, flow_idle: s.config.flow_idle() };
+        let row = |s: &Service| Row {
+            key: s.config.key(),
+            index: s.index,
+            ring_order: s.ring.order(),
+            flow_idle: s.config.flow_idle(),
+        };
         let rows: Vec<_> = self.services.values().filter(|s| s.is_published()).map(row).collect();
         let (node, new) = (self.config.node(), Some((rows, self.config.node().vip_miss())));
         if new == self.table {
@@ -336,6 +341,10 @@ impl Core {
         let addresses: BTreeMap<RealId, IpAddr> = self.reals().map(|(address, id)| (id, address)).collect();
         service.ring.digest(|id| addresses.get(&id).copied())
     }
+}
+
+fn swap_ring(service: &Service) -> impl Iterator<Item = Op> {
+    service.ring_parts().map(|(place, words)| Op::Ring(place, words))
 }
 
 /// One check a real, VIP, kind and port: identical ones are shared, with the timing of the first VIP.

@@ -9,10 +9,10 @@
 //! | admitted, removed, re-weighted | a new `all` | `prev` = the old `cur` on every slot that changed |
 
 use crate::maglev::{self, Candidate};
-use lb_ebpf::ring::{RING_SLOTS, RealId, Ring as RingWords, Slot};
+use lb_ebpf::ring::{MAX_RING_ORDER, RING_SLOTS, RealId, Ring as RingWords, Slot};
 use siphasher::sip::SipHasher24;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::Hasher,
     net::IpAddr,
     time::{Duration, Instant},
@@ -35,6 +35,7 @@ pub struct Member {
 #[derive(Clone, Debug)]
 pub struct Ring {
     seed: [u8; 16],
+    order: u8,
     flow_idle: Duration,
     keep_last: bool,
     basis: Vec<Candidate>,
@@ -61,32 +62,35 @@ impl Entry {
 }
 
 impl Ring {
-    /// A ring without reals.
+    /// A ring of this order ([`maglev::order_for`]) without reals.
     ///
     /// With `keep_last`, the last reals that took new flows go on doing so when none is left. With `lookup`,
     /// entries of flows may live on every slot.
     #[must_use]
-    pub fn new(seed: [u8; 16], flow_idle: Duration, keep_last: bool, lookup: bool) -> Self {
+    pub fn new(seed: [u8; 16], order: u8, flow_idle: Duration, keep_last: bool, lookup: bool) -> Self {
         Self {
             seed,
+            order,
             flow_idle,
             keep_last,
             basis: Vec::new(),
             takers: BTreeSet::new(),
-            all: vec![0; RING_SLOTS],
-            slots: vec![Entry { lookup, ..Entry::default() }; RING_SLOTS],
+            all: vec![0; RING_SLOTS << order],
+            slots: vec![Entry { lookup, ..Entry::default() }; RING_SLOTS << order],
             window_until: None,
             adopted: false,
         }
     }
 
-    /// A ring that goes on where that of an earlier daemon stopped, with the same seed. When its window closes is not
-    /// known, so it is as long again.
+    /// A ring that goes on where that of an earlier daemon stopped, with the same seed and order. When its window closes
+    /// is not known, so it is as long again.
     #[must_use]
-    pub fn adopt(seed: [u8; 16], flow_idle: Duration, keep_last: bool, words: &RingWords, now: Instant) -> Self {
-        let mut ring = Self::new(seed, flow_idle, keep_last, true);
+    pub fn adopt(seed: [u8; 16], flow_idle: Duration, keep_last: bool, parts: &[Box<RingWords>], now: Instant) -> Self {
+        let order = (0..MAX_RING_ORDER).find(|&order| 1 << order >= parts.len()).unwrap_or(MAX_RING_ORDER);
+        let mut ring = Self::new(seed, order, flow_idle, keep_last, true);
         ring.adopted = true;
-        for ((slot, all), word) in ring.slots.iter_mut().zip(&mut ring.all).zip(&words.slots) {
+        let words = parts.iter().flat_map(|part| &part.slots);
+        for ((slot, all), word) in ring.slots.iter_mut().zip(&mut ring.all).zip(words) {
             *slot = Entry { cur: word.cur(), prev: word.prev(), track: word.track(), lookup: true };
             // Which real the slot would have had with every real up is not known. Whatever it was, a window opens
             // wherever the new answer is, or may become, another than the one in use.
@@ -101,9 +105,9 @@ impl Ring {
     pub fn recognise(&mut self, candidates: &[Candidate]) -> bool {
         let basis = by_address(candidates.iter().copied());
         let takers = self.current();
-        let all = maglev::build(&basis, self.seed);
+        let all = maglev::build(&basis, self.seed, self.order);
         let up: Vec<_> = basis.iter().filter(|c| takers.contains(&c.id)).copied().collect();
-        let up = maglev::build(&up, self.seed);
+        let up = maglev::build(&up, self.seed, self.order);
         let same = |(slot, (&all, &up)): (&Entry, (&RealId, &RealId))| {
             let taken = takers.contains(&all);
             slot.cur == if taken { all } else { up } && slot.track == (slot.prev != 0 || !taken)
@@ -137,7 +141,7 @@ impl Ring {
         let taking: Vec<_> = members.iter().filter(|m| m.admitted && m.takes_new && m.candidate.weight > 0).collect();
         let old_all = (basis != self.basis).then(|| {
             self.basis = basis;
-            std::mem::replace(&mut self.all, maglev::build(&self.basis, self.seed))
+            std::mem::replace(&mut self.all, maglev::build(&self.basis, self.seed, self.order))
         });
         if !taking.is_empty() || !self.keep_last {
             self.takers = taking.iter().map(|m| m.candidate.id).collect();
@@ -146,7 +150,7 @@ impl Ring {
             self.takers = self.basis.iter().map(|c| c.id).collect();
         }
         let takers: Vec<_> = self.basis.iter().filter(|c| self.takers.contains(&c.id)).copied().collect();
-        let up = if takers == self.basis { self.all.clone() } else { maglev::build(&takers, self.seed) };
+        let up = if takers == self.basis { self.all.clone() } else { maglev::build(&takers, self.seed, self.order) };
         let serving: BTreeSet<_> = members.iter().filter(|m| m.serves).map(|m| m.candidate.id).collect();
 
         let before = self.slots.clone();
@@ -213,25 +217,42 @@ impl Ring {
         self.window_until
     }
 
-    /// The share of new flows that a real gets, 0 to 1.
+    /// The logarithm of the number of its parts: fixed when it was created, lest every flow had another slot.
     #[must_use]
-    pub fn share(&self, id: RealId) -> f64 {
-        let owned = self.slots.iter().filter(|slot| slot.cur == id).count();
-        #[expect(clippy::cast_precision_loss, reason = "at most 16,384")]
-        {
-            owned as f64 / RING_SLOTS as f64
-        }
+    pub fn order(&self) -> u8 {
+        self.order
     }
 
-    /// The words that the packet path reads.
+    /// Its number of slots.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The share of new flows that each real gets, 0 to 1; of those that get any.
+    #[must_use]
+    pub fn shares(&self) -> BTreeMap<RealId, f64> {
+        let mut owned: HashMap<RealId, u32> = HashMap::new();
+        for slot in self.slots.iter().filter(|slot| slot.cur != 0) {
+            *owned.entry(slot.cur).or_default() += 1;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "at most 262,144")]
+        let size = self.size() as f64;
+        owned.into_iter().map(|(id, owned)| (id, f64::from(owned) / size)).collect()
+    }
+
+    /// The words that the packet path reads, part by part.
     #[must_use]
     #[expect(clippy::large_stack_arrays, reason = "64 KiB, boxed at once")]
-    pub fn words(&self) -> Box<RingWords> {
-        let mut words = Box::new(RingWords { slots: [Slot::default(); RING_SLOTS] });
-        for (word, slot) in words.slots.iter_mut().zip(&self.slots) {
-            *word = slot.word();
-        }
-        words
+    pub fn words(&self) -> Vec<Box<RingWords>> {
+        let part = |slots: &[Entry]| {
+            let mut words = Box::new(RingWords { slots: [Slot::default(); RING_SLOTS] });
+            for (word, slot) in words.slots.iter_mut().zip(slots) {
+                *word = slot.word();
+            }
+            words
+        };
+        self.slots.chunks(RING_SLOTS).map(part).collect()
     }
 
     /// A digest of which address each slot gives to new flows: equal on nodes with the same seed,

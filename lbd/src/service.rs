@@ -6,7 +6,7 @@ use crate::{
     ring::{Member, Ring},
 };
 use hc_prober::{CheckKey, Kind, Severity, State};
-use lb_ebpf::ring::RealId;
+use lb_ebpf::ring::{RealId, Ring as RingWords, RingRef};
 use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
 /// What is known of a real of this VIP.
@@ -64,6 +64,12 @@ impl Service {
             Stage::FirstRound(patience) => now >= patience || self.configured().all(|(_, s)| s.heard),
             Stage::Published => true,
         }
+    }
+
+    /// The parts of its ring, each with its place in the map.
+    pub fn ring_parts(&self) -> impl Iterator<Item = (u32, Box<RingWords>)> {
+        let ring = RingRef::new(self.index, self.ring.order());
+        (0..).zip(self.ring.words()).map(move |(part, words)| (ring.place(part), words))
     }
 
     /// Whether packets may meet it.

@@ -4,6 +4,7 @@ use crate::config::{Protocol, VipKey, VipMiss};
 use lb_ebpf::{
     hash::{HashKey, splitmix64},
     net,
+    ring::RingRef,
     vip::{ANY_PROTOCOL, BucketFull, UNMATCHED_PASS, VipEntry, VipKey as Key, VipTable},
 };
 use std::{
@@ -19,6 +20,8 @@ pub struct Row {
     pub key: VipKey,
     /// Index of its ring and of its counters.
     pub index: u16,
+    /// Order of its ring.
+    pub ring_order: u8,
     /// How long a tracked flow may be silent.
     pub flow_idle: Duration,
 }
@@ -52,15 +55,16 @@ fn fill(table: &mut VipTable, rows: &[Row]) -> Result<(), BucketFull> {
         let flow_idle = row.flow_idle.as_millis().div_ceil(1000);
         let flow_idle_s = u16::try_from(flow_idle).unwrap_or(u16::MAX);
         let service = Key::new(address, row.key.port.to_be(), protocol);
-        table.insert(VipEntry { key: service, vip: row.index, ring: row.index, flow_idle_s, reserved: 0 })?;
+        let ring = RingRef::new(row.index, row.ring_order);
+        table.insert(VipEntry { key: service, vip: row.index, ring, flow_idle_s, reserved: 0 })?;
         table.insert(VipEntry { key: Key::new(address, 0, ANY_PROTOCOL), ..VipEntry::default() })?;
     }
     Ok(())
 }
 
-/// The VIPs of a table and the index of each.
+/// The VIPs of a table and the entry of each.
 #[must_use]
-pub fn read(table: &VipTable) -> BTreeMap<VipKey, u16> {
+pub fn read(table: &VipTable) -> BTreeMap<VipKey, VipEntry> {
     let services = table.entries().filter_map(|entry| {
         let protocol = match entry.key.protocol() {
             net::TCP => Protocol::Tcp,
@@ -68,7 +72,7 @@ pub fn read(table: &VipTable) -> BTreeMap<VipKey, u16> {
             _ => return None,
         };
         let address = Ipv4Addr::from(entry.key.address().to_ne_bytes());
-        Some((VipKey { address: address.into(), protocol, port: u16::from_be(entry.key.port()) }, entry.vip))
+        Some((VipKey { address: address.into(), protocol, port: u16::from_be(entry.key.port()) }, *entry))
     });
     services.collect()
 }
@@ -81,15 +85,17 @@ mod tests {
     fn build_with_the_most_vips_finds_each() {
         let address = |n: u16| Ipv4Addr::from_bits(0xc613_0000 + u32::from(n));
         let key = |n| VipKey { address: address(n).into(), protocol: Protocol::Udp, port: 53 };
-        let rows: Vec<_> =
-            (0..512).map(|n| Row { key: key(n), index: n, flow_idle: Duration::from_mins(15) }).collect();
+        let rows: Vec<_> = (0..512)
+            .map(|n| Row { key: key(n), index: n, ring_order: 1, flow_idle: Duration::from_mins(15) })
+            .collect();
         let table = build(&rows, [3; 16], VipMiss::Drop);
         for n in 0..512 {
             let address = u32::from_ne_bytes(address(n).octets());
             let found = table.find(Key::new(address, 53_u16.to_be(), net::UDP)).unwrap();
-            assert_eq!((found.vip, found.ring, found.flow_idle_s), (n, n, 900));
+            assert_eq!((found.vip, found.ring, found.flow_idle_s), (n, RingRef::new(n, 1), 900));
             assert!(table.find(Key::new(address, 0, ANY_PROTOCOL)).is_some());
         }
-        assert_eq!(read(&table), rows.iter().map(|row| (row.key, row.index)).collect());
+        let indexes = read(&table).into_iter().map(|(key, entry)| (key, entry.vip));
+        assert!(indexes.eq(rows.iter().map(|row| (row.key, row.index))));
     }
 }

@@ -17,7 +17,7 @@ use lb_ebpf::{
     counter::{FlowEvent, Reason, real_index, vip_index},
     hash::{HashKey, flow_hash},
     real::{NextHop, RealEntry, SERVES_TCP, SERVES_UDP},
-    ring::{RING_SLOTS, RealId, Ring, Slot, slot_index},
+    ring::{RING_SLOTS, RealId, Ring, RingRef, Slot, slot_index},
 };
 use lbd::{
     config::{Protocol, VipKey, VipMiss},
@@ -70,6 +70,7 @@ impl Path {
         let row = |index, address: [u8; 4], protocol, port| Row {
             key: VipKey { address: Ipv4Addr::from(address).into(), protocol, port },
             index,
+            ring_order: 0,
             flow_idle: IDLE,
         };
         let rows = [row(0, VIP, Protocol::Tcp, 80), row(1, VIP, Protocol::Udp, 53), row(2, OTHER, Protocol::Tcp, 0)];
@@ -98,7 +99,7 @@ impl Path {
         for (at, word) in ring.slots.iter_mut().enumerate() {
             *word = slot(at);
         }
-        self.data_plane.swap_ring(vip, &ring).unwrap();
+        self.data_plane.swap_ring(RingRef::new(vip, 0).place(0), &ring).unwrap();
     }
 
     /// Runs one packet; returns the XDP action, the packet as it leaves and the one reason that was counted.
@@ -234,7 +235,7 @@ fn flow_goes_where_its_slot_says() {
     for port in 1..200_u16 {
         let ports = u32::from_ne_bytes([port.to_be_bytes(), 80_u16.to_be_bytes()].concat().try_into().unwrap());
         let hash = flow_hash(&key, u32::from_ne_bytes(CLIENT), u32::from_ne_bytes(VIP), ports, 6);
-        let expected = 1 + RealId::try_from(slot_index(hash) % 3).unwrap();
+        let expected = 1 + RealId::try_from(slot_index(hash, 0) % 3).unwrap();
         assert_eq!(path.forward(&tcp(VIP, port, 80)), expected);
         assert_eq!(path.forward(&syn(VIP, port, 80)), expected);
     }

@@ -17,7 +17,7 @@ fn ring() -> Box<Ring> {
 fn many_rings_swapped_together_share_their_grace_periods() {
     let directory = PathBuf::from(format!("/sys/fs/bpf/lbd-rings-test-{}", std::process::id()));
     let mut data_plane = DataPlane::load(&directory).unwrap();
-    let rings: BTreeMap<u16, _> = (0..300).map(|index| (index, ring())).collect();
+    let rings: BTreeMap<u32, _> = (0..300).map(|index| (index, ring())).collect();
     let began = Instant::now();
     assert!(data_plane.swap_rings(&rings).is_empty());
     let together = began.elapsed();

@@ -268,7 +268,7 @@ lbd.toml:8:12: `all_down` "panic" is not known: allowed is "keep" or "withdraw"
   |            ^^^^^^^
 "#;
     parse_bad_flow_idle_says_the_range: "fall     = 2" => "flow_idle = \"25h\"", r#"
-lbd.toml:8:13: `flow_idle` "25h" is out of range: allowed is 1s to 1day
+lbd.toml:8:13: `flow_idle` "25h" is out of range: allowed is 1s to 18h
 8 | flow_idle = "25h"
   |             ^^^^^
 "#;

@@ -15,7 +15,7 @@ use hc_prober::{CheckStatus, State};
 use jiff::Timestamp;
 use lb_ebpf::{
     counter::{Action, Counter, FlowEvent, Reason},
-    ring::RING_SLOTS,
+    ring::RealId,
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -26,16 +26,16 @@ use std::{
 /// The reason of a real that the data plane has no place for.
 const NO_INDEX: &str = "NO_INDEX";
 
-fn ring_size() -> u32 {
-    u32::try_from(RING_SLOTS).unwrap_or(u32::MAX)
-}
-
 fn timestamp(at: SystemTime) -> Timestamp {
     Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+fn share_of(shares: &BTreeMap<RealId, f64>, id: RealId) -> f64 {
+    shares.get(&id).copied().unwrap_or(0.0)
 }
 
 fn reals_up(service: &Service) -> u32 {
@@ -92,12 +92,13 @@ impl Daemon {
 
     fn ring_status(&self, service: &Service) -> RingStatus {
         let VipKey { address, protocol, port } = service.config.key();
-        let share = |(real, s): (_, &crate::service::Standing)| RingShare { real, share: service.ring.share(s.id) };
+        let shares = service.ring.shares();
+        let share = |(real, s): (_, &crate::service::Standing)| RingShare { real, share: share_of(&shares, s.id) };
         RingStatus {
             vip: address,
             protocol,
             port,
-            size: ring_size(),
+            size: count(service.ring.size()),
             digest: self.digest(service),
             shares: service.configured().map(share).collect(),
         }
@@ -120,7 +121,7 @@ impl Daemon {
                 port,
                 reals_up: reals_up(service),
                 reals_total: count(service.configured().count()),
-                ring_size: ring_size(),
+                ring_size: count(service.ring.size()),
                 digest: self.digest(service),
                 packets: 0,
                 bytes: 0,
@@ -141,6 +142,7 @@ impl Daemon {
         let mut rows = Vec::new();
         for service in self.core.services() {
             let standings: BTreeMap<_, _> = service.configured().collect();
+            let shares = service.ring.shares();
             for real in service.config.reals() {
                 let VipKey { address, protocol, port } = service.config.key();
                 let check = statuses.get(&service.check_key(real.address));
@@ -163,7 +165,7 @@ impl Daemon {
                     rtt_us: check.and_then(rtt_us),
                     rise: check.map_or(0, |c| c.rise),
                     fall: check.map_or(0, |c| c.fall),
-                    share: standing.map_or(0.0, |s| service.ring.share(s.id)),
+                    share: standing.map_or(0.0, |s| share_of(&shares, s.id)),
                 });
             }
         }

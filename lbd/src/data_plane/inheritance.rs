@@ -37,11 +37,15 @@ impl DataPlane {
         let map: ArrayOfMaps<MapData, Array<MapData, Ring>> =
             open(&rings).map_err(Error::new("read", rings.display()))?;
         inheritance.hash_key = table.hash_key;
-        inheritance.vips = vip_table::read(&table);
-        for &index in inheritance.vips.values() {
-            let ring = map.get(&u32::from(index), 0).and_then(|inner| inner.get(&0, 0));
-            let ring = ring.map_err(Error::new("read", format!("ring {index}")))?;
-            inheritance.rings.insert(index, Box::new(ring));
+        let vips = vip_table::read(&table);
+        inheritance.vips = vips.iter().map(|(&key, entry)| (key, entry.vip)).collect();
+        let part = |place| {
+            let part = map.get(&place, 0).and_then(|inner| inner.get(&0, 0));
+            part.map(Box::new).map_err(Error::new("read", format!("ring part {place}")))
+        };
+        for entry in vips.values() {
+            let parts = (0..1 << entry.ring.order()).map(|number| part(entry.ring.place(number)));
+            inheritance.rings.insert(entry.vip, parts.collect::<Result<_, _>>()?);
         }
         Ok(())
     }

@@ -126,24 +126,25 @@ impl DataPlane {
         self.reals.set(u32::from(id), entry, 0).map_err(Error::new("write", format!("real {id}")))
     }
 
-    /// Fills a ring aside and swaps it in; packets see the old one or the new one, whole.
+    /// Fills a part of a ring aside and swaps it in ([`lb_ebpf::ring::RingRef::place`]); packets see the old one or the new
+    /// one, whole.
     ///
     /// # Errors
     /// The kernel refuses a map or an update.
-    pub fn swap_ring(&mut self, index: u16, ring: &Ring) -> Result<(), Error> {
-        swap(&mut self.rings, index, ring)
+    pub fn swap_ring(&mut self, place: u32, ring: &Ring) -> Result<(), Error> {
+        swap(&mut self.rings, place, ring)
     }
 
-    /// Swaps many rings, and returns those that the kernel refused.
+    /// Swaps many parts of rings, and returns those that the kernel refused.
     ///
     /// The kernel waits for a grace period in each update of an outer map. Updates at the same time wait for the same
     /// one, so each of a few threads swaps its part.
-    pub fn swap_rings(&mut self, rings: &BTreeMap<u16, Box<Ring>>) -> BTreeMap<u16, Error> {
+    pub fn swap_rings(&mut self, rings: &BTreeMap<u32, Box<Ring>>) -> BTreeMap<u32, Error> {
         if let [(&index, ring)] = rings.iter().collect::<Vec<_>>()[..] {
             return self.swap_ring(index, ring).err().map(|error| (index, error)).into_iter().collect();
         }
         let [_, outer] = self.own_maps;
-        let all: Vec<(u16, &Ring)> = rings.iter().map(|(&index, ring)| (index, &**ring)).collect();
+        let all: Vec<(u32, &Ring)> = rings.iter().map(|(&index, ring)| (index, &**ring)).collect();
         thread::scope(|scope| {
             let parts = all.chunks(all.len().div_ceil(SWAPPERS).max(1));
             let swappers: Vec<_> = parts.map(|part| (part, scope.spawn(move || swap_part(outer, part)))).collect();
@@ -215,21 +216,21 @@ impl DataPlane {
     }
 }
 
-fn swap_part(outer: u32, part: &[(u16, &Ring)]) -> BTreeMap<u16, Error> {
+fn swap_part(outer: u32, part: &[(u32, &Ring)]) -> BTreeMap<u32, Error> {
     let open = || -> Result<Rings, MapError> { Map::from_map_data(MapData::from_id(outer)?)?.try_into() };
-    let failure = |&(index, ring): &(u16, &Ring)| {
+    let failure = |&(index, ring): &(u32, &Ring)| {
         let swapped = open().map_err(refused(index)).and_then(|mut rings| swap(&mut rings, index, ring));
         swapped.err().map(|error| (index, error))
     };
     part.iter().filter_map(failure).collect()
 }
 
-fn swap(rings: &mut Rings, index: u16, ring: &Ring) -> Result<(), Error> {
-    filled(ring).and_then(|inner| rings.set(u32::from(index), &inner, 0)).map_err(refused(index))
+fn swap(rings: &mut Rings, place: u32, ring: &Ring) -> Result<(), Error> {
+    filled(ring).and_then(|inner| rings.set(place, &inner, 0)).map_err(refused(place))
 }
 
-fn refused<E: Into<Box<dyn std::error::Error + Send + Sync>>>(index: u16) -> impl FnOnce(E) -> Error {
-    Error::new("swap", format!("ring {index}"))
+fn refused<E: Into<Box<dyn std::error::Error + Send + Sync>>>(place: u32) -> impl FnOnce(E) -> Error {
+    Error::new("swap", format!("ring part {place}"))
 }
 
 fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, Error> {

@@ -13,7 +13,7 @@ pub(super) trait Maps {
     /// Writes a real.
     fn set_real(&mut self, id: RealId, entry: RealEntry) -> Result<(), Error>;
     /// Swaps rings; those that the kernel refuses are returned.
-    fn swap_rings(&mut self, rings: &BTreeMap<u16, Box<Ring>>) -> BTreeMap<u16, Error>;
+    fn swap_rings(&mut self, rings: &BTreeMap<u32, Box<Ring>>) -> BTreeMap<u32, Error>;
     /// Swaps the table of VIPs.
     fn swap_vips(&mut self, table: &VipTable) -> Result<(), Error>;
 }
@@ -23,7 +23,7 @@ impl Maps for DataPlane {
         Self::set_real(self, id, entry)
     }
 
-    fn swap_rings(&mut self, rings: &BTreeMap<u16, Box<Ring>>) -> BTreeMap<u16, Error> {
+    fn swap_rings(&mut self, rings: &BTreeMap<u32, Box<Ring>>) -> BTreeMap<u32, Error> {
         Self::swap_rings(self, rings)
     }
 
@@ -36,7 +36,7 @@ impl Maps for DataPlane {
 #[derive(Default)]
 pub(super) struct Pending {
     reals: BTreeMap<RealId, RealEntry>,
-    rings: BTreeMap<u16, Box<Ring>>,
+    rings: BTreeMap<u32, Box<Ring>>,
     vips: Option<Box<VipTable>>,
 }
 
@@ -45,8 +45,8 @@ impl Pending {
         self.reals.insert(id, entry);
     }
 
-    pub(super) fn ring(&mut self, index: u16, ring: Box<Ring>) {
-        self.rings.insert(index, ring);
+    pub(super) fn ring(&mut self, place: u32, ring: Box<Ring>) {
+        self.rings.insert(place, ring);
     }
 
     pub(super) fn vips(&mut self, table: Box<VipTable>) {
@@ -88,7 +88,7 @@ mod tests {
     /// Maps that refuse to swap one ring.
     #[derive(Default)]
     struct Fake {
-        refused: Option<u16>,
+        refused: Option<u32>,
         said: Vec<String>,
     }
 
@@ -98,7 +98,7 @@ mod tests {
             Ok(())
         }
 
-        fn swap_rings(&mut self, rings: &BTreeMap<u16, Box<Ring>>) -> BTreeMap<u16, Error> {
+        fn swap_rings(&mut self, rings: &BTreeMap<u32, Box<Ring>>) -> BTreeMap<u32, Error> {
             self.said.extend(rings.iter().map(|(index, ring)| format!("ring {index} of {}", ring.slots[0].cur())));
             let error = |index| (index, Error::new("swap", format!("ring {index}"))("no memory"));
             self.refused.filter(|index| rings.contains_key(index)).map(error).into_iter().collect()

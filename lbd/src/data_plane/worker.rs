@@ -25,7 +25,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What the worker is told.
 enum Job {
     Real(RealId, RealEntry),
-    Ring(u16, Box<Ring>),
+    Ring(u32, Box<Ring>),
     Vips(Box<VipTable>),
     Ask(Question),
 }
@@ -96,8 +96,8 @@ impl Worker {
     }
 
     /// Swaps a ring.
-    pub fn swap_ring(&self, index: u16, ring: Box<Ring>) {
-        self.submit(Job::Ring(index, ring));
+    pub fn swap_ring(&self, place: u32, ring: Box<Ring>) {
+        self.submit(Job::Ring(place, ring));
     }
 
     /// Swaps the table of VIPs.
@@ -183,7 +183,7 @@ fn take(queue: &mpsc::Receiver<Job>, pending: &mut Pending) -> Result<Option<Que
     for job in first.into_iter().chain(queue.try_iter()) {
         match job {
             Job::Real(id, entry) => pending.real(id, entry),
-            Job::Ring(index, ring) => pending.ring(index, ring),
+            Job::Ring(place, ring) => pending.ring(place, ring),
             Job::Vips(table) => pending.vips(table),
             Job::Ask(question) => return Ok(Some(question)),
         }

@@ -8,7 +8,7 @@ use lb_ebpf::{
     counter::{COUNTERS, Counter},
     flow::{Flow, FlowKey, MAX_FLOWS},
     real::{MAX_REALS, RealEntry},
-    ring::{MAX_RINGS, Ring},
+    ring::{MAX_RINGS, RING_PARTS, Ring},
     vip::VipTable,
 };
 
@@ -16,9 +16,9 @@ use lb_ebpf::{
 #[btf_map]
 pub(crate) static VIPS: ArrayOfMaps<Array<VipTable, 1>, 1> = ArrayOfMaps::new();
 
-/// The rings, each swapped whole.
+/// The rings, in parts, each swapped whole; those of one ring are beside each other.
 #[btf_map]
-pub(crate) static RINGS: ArrayOfMaps<Array<Ring, 1>, MAX_RINGS> = ArrayOfMaps::new();
+pub(crate) static RINGS: ArrayOfMaps<Array<Ring, 1>, { MAX_RINGS * RING_PARTS }> = ArrayOfMaps::new();
 
 /// The reals; index 0 is none.
 #[btf_map]

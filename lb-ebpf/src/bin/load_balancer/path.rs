@@ -12,7 +12,6 @@ use lb_ebpf::{
     flow::FlowKey,
     hash::flow_hash,
     net::{ETH_LEN, ETHERTYPE_IPV4, IPV4_LEN},
-    ring::slot_index,
     vip::{ANY_PROTOCOL, UNMATCHED_PASS, VipEntry, VipKey, VipTable},
 };
 
@@ -90,10 +89,11 @@ fn service<'a>(vips: &'a VipTable, datagram: &Datagram) -> Option<&'a VipEntry> 
 fn forward(ctx: &XdpContext, vips: &VipTable, vip: &VipEntry, datagram: &Datagram, bytes: u64) -> Verdict {
     count(vip_index(vip.vip), bytes);
     let Datagram { source, destination, ports, protocol, .. } = *datagram;
-    let Some(ring) = RINGS.get_value(u32::from(vip.ring), &0) else {
+    let (place, slot) = vip.ring.locate(flow_hash(&vips.hash_key, source, destination, ports, protocol));
+    let Some(ring) = RINGS.get_value(place, &0) else {
         return Reason::DropNoReal.into();
     };
-    let slot = ring.slots[slot_index(flow_hash(&vips.hash_key, source, destination, ports, protocol))];
+    let slot = ring.slots[slot];
     let id = if slot.lookup() {
         let key = FlowKey { source, destination, ports, protocol: u32::from(protocol) };
         flows::choose(slot, &key, vip.flow_idle_s, datagram.is_syn)

@@ -14,7 +14,7 @@ use lb_ebpf::{
     hash::{HashKey, flow_hash},
     objects::BENCH_PACKET,
     real::{NextHop, RealEntry, SERVES_TCP, SERVES_UDP},
-    ring::{Ring, slot_index},
+    ring::{Ring, RingRef, slot_index},
     vip::VipTable,
 };
 use lbd::{
@@ -81,7 +81,7 @@ impl Harness {
         vips.set(0, &filled(vip_table().as_ref())?, 0)?;
         let mut rings: ArrayOfMaps<_, Array<MapData, Ring>> = take(&mut self.ebpf, "RINGS")?;
         for vip in (self.row.vip()..).take(usize::from(self.row.vips)) {
-            rings.set(u32::from(vip), &filled(self.ring.as_ref())?, 0)?;
+            rings.set(RingRef::new(vip, 0).place(0), &filled(self.ring.as_ref())?, 0)?;
         }
         let mut reals: Array<_, RealEntry> = take(&mut self.ebpf, "REALS")?;
         let hop = NextHop { ifindex: INGRESS, mtu: 1500, source_mac: [2; 6], destination_mac: [4; 6] };
@@ -150,7 +150,7 @@ impl Harness {
         let slots = (traffic.packets..traffic.packets + packets).map(|number| {
             let tuple = traffic.tuple(number);
             let hash = flow_hash(&key, tuple.source, tuple.destination, tuple.ports, self.row.protocol());
-            self.ring.slots[slot_index(hash)]
+            self.ring.slots[slot_index(hash, 0)]
         });
         slots.map(|slot| u64::from(slot.lookup())).sum()
     }
@@ -186,6 +186,7 @@ fn vip_table() -> Box<VipTable> {
     let row = |number, index, protocol, port| vip_table::Row {
         key: VipKey { address: vip_address(number).into(), protocol, port },
         index,
+        ring_order: 0,
         flow_idle: FLOW_IDLE,
     };
     let tcp = (0..TCP_VIPS).map(|number| row(number, u16::from(number), Protocol::Tcp, 80));

@@ -116,7 +116,7 @@ pub(crate) fn real_address(id: RealId) -> Ipv4Addr {
 #[expect(clippy::large_stack_arrays, reason = "64 KiB, boxed at once")]
 pub(crate) fn ring(tracked_every: usize) -> Box<Ring> {
     let candidate = |id| Candidate { id, address: IpAddr::V4(real_address(id)), weight: 100 };
-    let owners = maglev::build(&(1..=REALS).map(candidate).collect::<Vec<_>>(), SEED);
+    let owners = maglev::build(&(1..=REALS).map(candidate).collect::<Vec<_>>(), SEED, 0);
     let mut ring = Box::new(Ring { slots: [Slot::default(); RING_SLOTS] });
     for (at, (slot, owner)) in ring.slots.iter_mut().zip(owners).enumerate() {
         let tracked = tracked_every != 0 && at % tracked_every == 0;
