@@ -12,7 +12,7 @@ use std::{
 };
 
 const TARGET: &str = "bpfel-unknown-none";
-const OBJECTS: [&str; 5] = ["load_balancer", "probe_capture", "decap", "xdp_pass", "bench_packet"];
+const OBJECTS: [&str; 6] = ["load_balancer", "probe_capture", "decap", "xdp_pass", "bench_packet", "bench_wire"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=src");

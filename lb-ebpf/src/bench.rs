@@ -1,7 +1,9 @@
-//! What the bench object (`src/bin/bench_packet`) and the bench that runs it agree on.
+//! What the bench objects (`src/bin/bench_packet`, `src/bin/bench_wire.rs`) and the benches that run them agree on.
 
 use crate::pod;
 
+/// Source of the packets that `bench_wire` generates, 198.18.10.10, as it lies in the packet.
+pub const WIRE_SOURCE: u32 = u32::from_ne_bytes([198, 18, 10, 10]);
 /// Packets in one run of a bench program: with one, the run itself would cost as much as the packet.
 pub const PACKETS_PER_RUN: u32 = 8;
 

@@ -39,3 +39,8 @@ object!(
     BENCH_PACKET,
     "bench_packet"
 );
+object!(
+    /// Generator, mirror and sink of the bench on a wire: `src/bin/bench_wire.rs`.
+    BENCH_WIRE,
+    "bench_wire"
+);

@@ -1,13 +1,16 @@
-//! `bench`: what a packet costs in the load balancer, and how many checks a second the prober makes.
+//! `bench`: what a packet costs in the load balancer, how many pass it a second on a wire, and how many checks a second
+//! the prober makes.
 //! How it measures is in docs/bench.md.
 
 mod footprint;
 mod harness;
+mod live_frames;
 mod machine;
 mod packet;
 mod prober;
 mod rows;
 mod sample;
+mod wire;
 
 use std::{fs::File, path::PathBuf, process::ExitCode};
 
@@ -36,6 +39,8 @@ enum Subject {
     Packet,
     /// Checks a second
     Prober,
+    /// Packets a second through a veth pair
+    Wire,
 }
 
 /// All that was found.
@@ -46,6 +51,8 @@ struct Results {
     packet: Option<packet::Results>,
     #[serde(flatten)]
     prober: Option<prober::Results>,
+    #[serde(flatten)]
+    wire: Option<wire::Results>,
 }
 
 fn main() -> ExitCode {
@@ -62,16 +69,18 @@ fn run(arguments: &Arguments) -> Result<()> {
     let machine = Machine::here()?;
     println!("{machine}");
     let wanted = |subject| arguments.subject.is_none_or(|only| only == subject);
-    let (packets, checks) = if arguments.smoke {
-        (packet::Plan::SMOKE, prober::Plan::SMOKE)
+    let (packets, checks, frames) = if arguments.smoke {
+        (packet::Plan::SMOKE, prober::Plan::SMOKE, wire::Plan::SMOKE)
     } else {
-        (packet::Plan::FULL, prober::Plan::FULL)
+        (packet::Plan::FULL, prober::Plan::FULL, wire::Plan::FULL)
     };
     let packet = wanted(Subject::Packet).then(|| packet::measure(packets)).transpose()?;
     packet.iter().for_each(packet::Results::print);
     let prober = wanted(Subject::Prober).then(|| prober::measure(checks)).transpose()?;
     prober.iter().for_each(prober::Results::print);
-    write(arguments, &Results { machine, packet, prober })
+    let wire = wanted(Subject::Wire).then(|| wire::measure(frames)).transpose()?;
+    wire.iter().for_each(wire::Results::print);
+    write(arguments, &Results { machine, packet, prober, wire })
 }
 
 fn write(arguments: &Arguments, results: &Results) -> Result<()> {
