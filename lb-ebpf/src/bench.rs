@@ -41,6 +41,13 @@ pub struct Tuple {
     pub ports: u32,
 }
 
+/// The address that stands for one of a [`Tuple`] in packets of IPv6, as it lies in the packet.
+#[must_use]
+#[inline(always)]
+pub const fn address6(address: u32) -> [u32; 4] {
+    [0x2001_0db8_u32.to_be(), 0, 0, address]
+}
+
 impl Traffic {
     /// The packet with this number. Every flow has a source address of its own.
     #[must_use]

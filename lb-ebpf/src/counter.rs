@@ -49,17 +49,17 @@ reasons! {
     Redirected = 1, Redirect, "redirected";
     /// An ICMP echo request for a VIP, answered.
     EchoReply = 2, Transmit, "echo_reply";
-    /// Not IPv4, or too short to be.
-    PassNotIpv4 = 3, Pass, "pass_not_ipv4";
-    /// IPv4 for an address that no VIP has.
+    /// Neither IPv4 nor IPv6, or too short to be.
+    PassNotIp = 3, Pass, "pass_not_ip";
+    /// For an address that no VIP has.
     PassNotVip = 4, Pass, "pass_not_vip";
-    /// ICMP for a VIP other than an echo request.
+    /// ICMP for a VIP that is neither an echo request nor an error about a flow of it, and the configuration says `pass`.
     PassIcmp = 5, Pass, "pass_icmp";
     /// A VIP's address with a port nobody configured, and the configuration says `pass`.
     PassUnmatched = 6, Pass, "pass_unmatched";
     /// The same, and the configuration says `drop` (the default).
     DropUnmatched = 7, Drop, "drop_unmatched";
-    /// A fragment for a VIP: its ports are unknown.
+    /// A fragment for a VIP that needs to know its ports.
     DropFragment = 8, Drop, "drop_fragment";
     /// IPv4 options in a packet for a VIP.
     DropOptions = 9, Drop, "drop_options";
@@ -69,10 +69,18 @@ reasons! {
     DropNoReal = 11, Drop, "drop_no_real";
     /// The real's next hop is not known.
     DropNoNextHop = 12, Drop, "drop_no_next_hop";
-    /// Larger than the way to the real allows once encapsulated.
+    /// Larger than the way to the real allows once encapsulated, and the client may not be told.
     DropTooBig = 13, Drop, "drop_too_big";
     /// The driver has no room in front of the packet.
     DropNoHeadroom = 14, Drop, "drop_no_headroom";
+    /// ICMP for a VIP that is neither an echo request nor an error about a flow of it (the default).
+    DropIcmp = 15, Drop, "drop_icmp";
+    /// More or longer IPv6 extension headers than are looked through, or any before an echo request.
+    DropExtension = 16, Drop, "drop_extension";
+    /// Larger than the way to the real allows, and the client was told: frag-needed, packet-too-big.
+    TooBigReply = 17, Transmit, "too_big_reply";
+    /// The same, and too many were told just before.
+    DropTooBigLimited = 18, Drop, "drop_too_big_limited";
 }
 
 macro_rules! flow_events {

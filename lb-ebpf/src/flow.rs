@@ -1,23 +1,9 @@
-//! Tracked flows: remembered only while the ring could still give another answer for them.
+//! Tracked flows: remembered only while the ring could still give another answer for them. Found by their hash.
 
 use crate::{pod, ring::RealId};
 
 /// Flows that can be remembered at a time; the least recently used go first.
 pub const MAX_FLOWS: usize = 1 << 18;
-
-/// What a flow is found by; addresses and ports as they lie in the packet.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct FlowKey {
-    /// Client's address.
-    pub source: u32,
-    /// The VIP.
-    pub destination: u32,
-    /// Source port, destination port.
-    pub ports: u32,
-    /// Protocol number.
-    pub protocol: u32,
-}
 
 /// What is remembered of a flow.
 #[repr(C)]
@@ -47,5 +33,5 @@ impl Flow {
     }
 }
 
-const _: () = assert!(size_of::<FlowKey>() == 16 && size_of::<Flow>() == 16);
-pod!(FlowKey, Flow);
+const _: () = assert!(size_of::<Flow>() == 16);
+pod!(Flow);

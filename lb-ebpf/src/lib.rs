@@ -14,8 +14,10 @@ pub mod net;
 #[cfg(feature = "user")]
 pub mod objects;
 pub mod probe;
+pub mod rate;
 pub mod real;
 pub mod ring;
+pub mod syn;
 pub mod vip;
 
 /// Marks map types as plain data for aya. Each must be `repr(C)` without padding: every bit pattern valid.

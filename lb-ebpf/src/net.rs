@@ -9,6 +9,14 @@ pub const ETH_LEN: usize = 14;
 pub const IPV4_LEN: usize = 20;
 /// EtherType of IPv4, in network byte order as loaded from memory.
 pub const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
+/// Length of an IPv6 header without extension headers, bytes.
+pub const IPV6_LEN: usize = 40;
+/// EtherType of IPv6, in network byte order as loaded from memory.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
+/// EtherType of a VLAN tag (IEEE 802.1Q), in network byte order as loaded from memory.
+pub const ETHERTYPE_VLAN: u16 = 0x8100_u16.to_be();
+/// EtherType of a service VLAN tag (IEEE 802.1ad), in network byte order as loaded from memory.
+pub const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8_u16.to_be();
 /// First byte of an IPv4 header without options: version 4, five 32-bit words.
 pub const VERSION_IHL: u8 = 0x45;
 /// IPv4 "don't fragment", in network byte order as loaded from memory.
@@ -23,6 +31,10 @@ pub const IPIP: u8 = 4;
 pub const TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
+/// Protocol number of IPv6 in IPv6 (RFC 2473).
+pub const IP6: u8 = 41;
+/// Protocol number of ICMP for IPv6 (RFC 4443).
+pub const ICMPV6: u8 = 58;
 
 /// Folds a sum of 16-bit words into 16 bits with end-around carry; right for any 32-bit sum.
 #[must_use]

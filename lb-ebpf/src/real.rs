@@ -1,17 +1,17 @@
-//! A real as the packet path sees it: the 34 bytes that are put in front of its packets, ready made.
+//! A real as the packet path sees it: the 34 or 54 bytes that are put in front of its packets, ready made.
 
 use crate::{net, pod};
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Entries of the map of reals; index 0 is never a real.
 pub const MAX_REALS: usize = 4096;
 
 /// Established TCP flows may go to it (it is up, or only its port is closed, or it is draining).
-pub const SERVES_TCP: u32 = 1;
+pub const SERVES_TCP: u16 = 1;
 /// UDP flows that it already has may go to it.
-pub const SERVES_UDP: u32 = 2;
+pub const SERVES_UDP: u16 = 2;
 
-/// Outer TTL (RFC 2003 §3.1 leaves it to the encapsulator; 64 is the RFC 1700 default).
+/// Outer TTL and hop limit (RFC 2003 §3.1, RFC 2473 §5.1 leave it to the encapsulator; 64 is the RFC 1700 default).
 const OUTER_TTL: u8 = 64;
 
 /// How to reach a real at layer 2.
@@ -31,79 +31,140 @@ pub struct NextHop {
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RealEntry {
-    /// Bytes 0 to 31 of Ethernet and outer IPv4 header, as they lie in memory.
-    pub head: [u64; 4],
-    /// Bytes 32 and 33.
-    pub tail: u16,
-    /// Largest outer packet, bytes from the outer IPv4 header; 0 while there is no next hop.
+    /// Bytes 0 to 47 of Ethernet and outer IP header as they lie in memory; with IPv4 the last 14 are zero.
+    pub head: [u64; 6],
+    /// Bytes 48 to 51.
+    pub tail: u32,
+    /// Bytes 52 and 53.
+    pub end: u16,
+    /// Largest outer packet, bytes from the outer IP header; 0 while there is no next hop.
     pub mtu: u16,
     /// Interface the packet leaves by.
     pub ifindex: u32,
-    /// Sum of the outer header's 16-bit words with ToS, length, ID, DF and checksum zero, not folded.
-    pub header_sum: u32,
+    /// Sum of an outer IPv4 header's 16-bit words with ToS, length, ID, DF and checksum zero, folded.
+    pub header_sum: u16,
     /// [`SERVES_TCP`], [`SERVES_UDP`].
-    pub serves: u32,
-    reserved: [u64; 2],
+    pub serves: u16,
 }
 
+/// Ethernet and IPv6 header.
+const HEADERS: usize = net::ETH_LEN + net::IPV6_LEN;
+
 impl RealEntry {
-    /// A real that is encapsulated to with IPIP. Without a next hop its packets are dropped, and counted.
+    /// A real that is encapsulated to with IPv4 (RFC 2003). Without a next hop its packets are dropped, and counted.
     #[must_use]
-    pub fn ipip(source: Ipv4Addr, real: Ipv4Addr, next_hop: Option<&NextHop>, serves: u32) -> Self {
-        let mut ip = [0; net::IPV4_LEN];
-        ip[0] = net::VERSION_IHL;
-        ip[8] = OUTER_TTL;
-        ip[9] = net::IPIP;
-        ip[12..16].copy_from_slice(&source.octets());
-        ip[16..20].copy_from_slice(&real.octets());
-        let mut bytes = [0; 34];
-        if let Some(hop) = next_hop {
-            bytes[0..6].copy_from_slice(&hop.destination_mac);
-            bytes[6..12].copy_from_slice(&hop.source_mac);
+    pub fn ipip(source: Ipv4Addr, real: Ipv4Addr, next_hop: Option<&NextHop>, serves: u16) -> Self {
+        let mut bytes = ethernet(next_hop, net::ETHERTYPE_IPV4);
+        bytes[14] = net::VERSION_IHL;
+        bytes[22] = OUTER_TTL;
+        bytes[23] = net::IPIP;
+        bytes[26..30].copy_from_slice(&source.octets());
+        bytes[30..34].copy_from_slice(&real.octets());
+        let header_sum = net::fold(net::sum(&bytes[14..34]));
+        Self { header_sum, ..Self::of(&bytes, next_hop, serves) }
+    }
+
+    /// A real that is encapsulated to with IPv6 (RFC 2473). Without a next hop its packets are dropped, and counted.
+    /// Version, traffic class, flow label and next header are patched in, as they vary with the packet.
+    #[must_use]
+    pub fn ip6(source: Ipv6Addr, real: Ipv6Addr, next_hop: Option<&NextHop>, serves: u16) -> Self {
+        let mut bytes = ethernet(next_hop, net::ETHERTYPE_IPV6);
+        bytes[21] = OUTER_TTL;
+        bytes[22..38].copy_from_slice(&source.octets());
+        bytes[38..54].copy_from_slice(&real.octets());
+        Self::of(&bytes, next_hop, serves)
+    }
+
+    fn of(bytes: &[u8; HEADERS], next_hop: Option<&NextHop>, serves: u16) -> Self {
+        let mut head = [0; 6];
+        let (words, rest) = bytes.as_chunks();
+        for (word, bytes) in head.iter_mut().zip(words) {
+            *word = u64::from_ne_bytes(*bytes);
         }
-        bytes[12..14].copy_from_slice(&net::ETHERTYPE_IPV4.to_ne_bytes());
-        bytes[14..34].copy_from_slice(&ip);
-        let (words, _) = bytes.as_chunks();
-        let word = |at: usize| words.get(at).copied().map_or(0, u64::from_ne_bytes);
         Self {
-            head: [word(0), word(1), word(2), word(3)],
-            tail: u16::from_ne_bytes([bytes[32], bytes[33]]),
+            head,
+            tail: rest.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes)),
+            end: rest.last_chunk().map_or(0, |bytes| u16::from_ne_bytes(*bytes)),
             mtu: next_hop.map_or(0, |hop| hop.mtu),
             ifindex: next_hop.map_or(0, |hop| hop.ifindex),
-            header_sum: net::sum(&ip),
+            header_sum: 0,
             serves,
-            reserved: [0; 2],
         }
+    }
+
+    /// Whether the outer header is IPv6's.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_ip6(&self) -> bool {
+        // The EtherType, bytes 12 and 13, loaded natively: little endian, as the packet path's target is.
+        (self.head[1] >> 32) & 0xffff == net::ETHERTYPE_IPV6 as u64
     }
 
     /// The real's address; `None` for an index that is not in use.
     #[must_use]
-    pub fn address(&self) -> Option<Ipv4Addr> {
-        let [.., high_a, high_b] = self.head[3].to_ne_bytes();
-        let [low_a, low_b] = self.tail.to_ne_bytes();
-        let address = Ipv4Addr::new(high_a, high_b, low_a, low_b);
+    pub fn address(&self) -> Option<IpAddr> {
+        let mut bytes = [0; HEADERS];
+        let words = self.head.iter().flat_map(|word| word.to_ne_bytes());
+        let ends = self.tail.to_ne_bytes().into_iter().chain(self.end.to_ne_bytes());
+        for (byte, value) in bytes.iter_mut().zip(words.chain(ends)) {
+            *byte = value;
+        }
+        let address = if self.is_ip6() {
+            IpAddr::V6(Ipv6Addr::from(*bytes.last_chunk::<16>()?))
+        } else {
+            IpAddr::V4(Ipv4Addr::from(*bytes[..34].last_chunk::<4>()?))
+        };
         (!address.is_unspecified()).then_some(address)
     }
 }
 
-const _: () = assert!(size_of::<RealEntry>() == 64 && core::mem::offset_of!(RealEntry, reserved) == 48);
+fn ethernet(next_hop: Option<&NextHop>, ethertype: u16) -> [u8; HEADERS] {
+    let mut bytes = [0; HEADERS];
+    if let Some(hop) = next_hop {
+        bytes[0..6].copy_from_slice(&hop.destination_mac);
+        bytes[6..12].copy_from_slice(&hop.source_mac);
+    }
+    bytes[12..14].copy_from_slice(&ethertype.to_ne_bytes());
+    bytes
+}
+
+const _: () = assert!(size_of::<RealEntry>() == 64 && core::mem::offset_of!(RealEntry, serves) == 62);
 pod!(RealEntry);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const HOP: NextHop =
+        NextHop { ifindex: 7, mtu: 1500, source_mac: [2, 0, 0, 0, 0, 1], destination_mac: [2, 0, 0, 0, 0, 2] };
+
+    fn bytes(entry: &RealEntry) -> Vec<u8> {
+        let head = entry.head.iter().flat_map(|word| word.to_ne_bytes());
+        head.chain(entry.tail.to_ne_bytes()).chain(entry.end.to_ne_bytes()).collect()
+    }
+
     #[test]
     fn ipip_template_holds_the_headers_in_wire_order() {
-        let hop =
-            NextHop { ifindex: 7, mtu: 1500, source_mac: [2, 0, 0, 0, 0, 1], destination_mac: [2, 0, 0, 0, 0, 2] };
         let (source, address) = (Ipv4Addr::new(198, 18, 221, 11), Ipv4Addr::new(198, 18, 101, 10));
-        let entry = RealEntry::ipip(source, address, Some(&hop), SERVES_TCP);
-        let bytes: Vec<u8> = entry.head.iter().flat_map(|w| w.to_ne_bytes()).chain(entry.tail.to_ne_bytes()).collect();
+        let entry = RealEntry::ipip(source, address, Some(&HOP), SERVES_TCP);
+        let bytes = bytes(&entry);
         assert_eq!(&bytes[..14], [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0]);
         assert_eq!(&bytes[14..26], [0x45, 0, 0, 0, 0, 0, 0, 0, 64, 4, 0, 0]);
-        assert_eq!(&bytes[26..], [198, 18, 221, 11, 198, 18, 101, 10]);
-        assert_eq!(entry.address(), Some(address));
+        assert_eq!(&bytes[26..34], [198, 18, 221, 11, 198, 18, 101, 10]);
+        assert_eq!(entry.header_sum, net::fold(net::sum(&bytes[14..34])));
+        assert_eq!((entry.address(), entry.is_ip6()), (Some(address.into()), false));
         assert_eq!(RealEntry::default().address(), None);
+    }
+
+    #[test]
+    fn ip6_template_holds_the_headers_in_wire_order() {
+        let source: Ipv6Addr = "2001:db8::11".parse().unwrap();
+        let address: Ipv6Addr = "2001:db8:101:2:3:4:5:10".parse().unwrap();
+        let entry = RealEntry::ip6(source, address, Some(&HOP), SERVES_TCP);
+        let bytes = bytes(&entry);
+        assert_eq!(&bytes[..14], [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x86, 0xdd]);
+        assert_eq!(&bytes[14..22], [0, 0, 0, 0, 0, 0, 0, 64]);
+        assert_eq!(&bytes[22..], [source.octets(), address.octets()].concat());
+        assert_eq!((entry.address(), entry.is_ip6()), (Some(address.into()), true));
     }
 }

@@ -84,6 +84,14 @@ pub const fn slot_index(hash: u64, order: u8) -> usize {
     (hash >> (u64::BITS - RING_BITS - order as u32)) as usize
 }
 
+/// The hash of a flow whose slot is, in a ring of any order, that of `spread`, the hash of what its VIP spreads flows by.
+#[must_use]
+#[inline(always)]
+pub const fn hash_in_slot(spread: u64, hash: u64) -> u64 {
+    const REST: u64 = u64::MAX >> (RING_BITS + MAX_RING_ORDER as u32);
+    (spread & !REST) | (hash & REST)
+}
+
 /// Which ring a VIP goes by, and how large it is.
 ///
 /// ```text
@@ -167,6 +175,13 @@ mod tests {
             let part = place - ring.place(0);
             prop_assert!(part < 1 << order && slot < RING_SLOTS);
             prop_assert_eq!(slot_index(hash, order), part as usize * RING_SLOTS + slot);
+        }
+
+        #[test]
+        fn hash_in_slot_has_the_slot_of_one_and_the_rest_of_the_other(spread: u64, hash: u64) {
+            let both = hash_in_slot(spread, hash);
+            prop_assert_eq!(slot_index(both, MAX_RING_ORDER), slot_index(spread, MAX_RING_ORDER));
+            prop_assert_eq!(both << 18, hash << 18);
         }
     }
 }

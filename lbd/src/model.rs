@@ -261,6 +261,10 @@ pub struct RealStats {
     pub packets: u64,
     /// Bytes of those packets as they came in, before encapsulation, from the Ethernet header on.
     pub bytes: u64,
+    /// TCP SYNs among them.
+    pub syns: u64,
+    /// Those of them that repeat one that was not answered; an estimate from below.
+    pub repeated_syns: u64,
 }
 
 /// How many packets ended in one way.

@@ -105,7 +105,7 @@ impl Core {
         let last_real = u16::try_from(MAX_REALS - 1).unwrap_or(u16::MAX);
         let last_vip = u16::try_from(MAX_VIPS - 1).unwrap_or(u16::MAX);
         let same_slots = inheritance.hash_key == HashKey::from_seed(config.node().seed());
-        let address = |(&id, entry): (&RealId, &RealEntry)| Some((IpAddr::V4(entry.address()?), id));
+        let address = |(&id, entry): (&RealId, &RealEntry)| Some((entry.address()?, id));
         let holders = inheritance.reals.iter().filter_map(address).collect();
         let mut core = Self {
             config: config.clone(),
@@ -303,6 +303,7 @@ impl Core {
             index: s.index,
             ring_order: s.ring.order(),
             flow_idle: s.config.flow_idle(),
+            hash: s.config.hash(),
         };
         let rows: Vec<_> = self.services.values().filter(|s| s.is_published()).map(row).collect();
         let (node, new) = (self.config.node(), Some((rows, self.config.node().vip_miss())));
@@ -362,11 +363,11 @@ fn checks(config: &Config) -> Vec<Check> {
     checks
 }
 
-fn flags_of(Serves { tcp, udp }: Serves) -> u32 {
+fn flags_of(Serves { tcp, udp }: Serves) -> u16 {
     (if tcp { SERVES_TCP } else { 0 }) | (if udp { SERVES_UDP } else { 0 })
 }
 
-fn serves_of(flags: u32) -> Serves {
+fn serves_of(flags: u16) -> Serves {
     Serves { tcp: flags & SERVES_TCP != 0, udp: flags & SERVES_UDP != 0 }
 }
 

@@ -5,13 +5,9 @@ use lb_ebpf::{
     hash::{HashKey, splitmix64},
     net,
     ring::RingRef,
-    vip::{ANY_PROTOCOL, BucketFull, UNMATCHED_PASS, VipEntry, VipKey as Key, VipTable},
+    vip::{ANY_PROTOCOL, BucketFull, HashBy, UNMATCHED_PASS, VipEntry, VipKey as Key, VipTable},
 };
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 /// A VIP and the indexes that the packet path knows it by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +20,8 @@ pub struct Row {
     pub ring_order: u8,
     /// How long a tracked flow may be silent.
     pub flow_idle: Duration,
+    /// By what flows are spread over the ring.
+    pub hash: HashBy,
 }
 
 /// The table of these VIPs. The number of VIPs is bounded by the configuration, so a multiplier without
@@ -44,22 +42,33 @@ pub fn build(rows: &[Row], seed: [u8; 16], unmatched: VipMiss) -> Box<VipTable> 
 }
 
 fn fill(table: &mut VipTable, rows: &[Row]) -> Result<(), BucketFull> {
-    for row in rows {
-        // The packet path's table is IPv4's; the configuration admits no other family yet.
-        let IpAddr::V4(address) = row.key.address else { continue };
-        let address = u32::from_ne_bytes(address.octets());
-        let protocol = match row.key.protocol {
-            Protocol::Tcp => net::TCP,
-            Protocol::Udp => net::UDP,
-        };
-        let flow_idle = row.flow_idle.as_millis().div_ceil(1000);
-        let flow_idle_s = u16::try_from(flow_idle).unwrap_or(u16::MAX);
-        let service = Key::new(address, row.key.port.to_be(), protocol);
-        let ring = RingRef::new(row.index, row.ring_order);
-        table.insert(VipEntry { key: service, vip: row.index, ring, flow_idle_s, reserved: 0 })?;
-        table.insert(VipEntry { key: Key::new(address, 0, ANY_PROTOCOL), ..VipEntry::default() })?;
+    rows.iter().try_for_each(|row| add(table, row))
+}
+
+/// Adds a VIP: an entry for its service and one for its address.
+fn add(table: &mut VipTable, row: &Row) -> Result<(), BucketFull> {
+    let protocol = match row.key.protocol {
+        Protocol::Tcp => net::TCP,
+        Protocol::Udp => net::UDP,
+    };
+    let flow_idle = row.flow_idle.as_millis().div_ceil(1000);
+    let flow_idle_s = u16::try_from(flow_idle).unwrap_or(u16::MAX);
+    let ring = RingRef::new(row.index, row.ring_order);
+    let entry = |key| VipEntry { key, vip: row.index, ring, flow_idle_s, hash: row.hash as u16 };
+    let keys = [(row.key.port.to_be(), protocol), (0, ANY_PROTOCOL)];
+    match row.key.address {
+        IpAddr::V4(address) => {
+            let address = u32::from_ne_bytes(address.octets());
+            keys.into_iter().try_for_each(|(port, protocol)| table.insert(entry(Key::new(address, port, protocol))))
+        }
+        IpAddr::V6(address) => {
+            let [a, b, c, d] = *address.octets().as_chunks().0 else { return Err(BucketFull) };
+            let address = [a, b, c, d].map(u32::from_ne_bytes);
+            let folded = table.fold6(address);
+            keys.into_iter()
+                .try_for_each(|(port, protocol)| table.insert6(address, entry(Key::new6(folded, port, protocol))))
+        }
     }
-    Ok(())
 }
 
 /// The VIPs of a table and the entry of each.
@@ -71,8 +80,7 @@ pub fn read(table: &VipTable) -> BTreeMap<VipKey, VipEntry> {
             net::UDP => Protocol::Udp,
             _ => return None,
         };
-        let address = Ipv4Addr::from(entry.key.address().to_ne_bytes());
-        Some((VipKey { address: address.into(), protocol, port: u16::from_be(entry.key.port()) }, *entry))
+        Some((VipKey { address: table.address(entry), protocol, port: u16::from_be(entry.key.port()) }, *entry))
     });
     services.collect()
 }
@@ -80,21 +88,36 @@ pub fn read(table: &VipTable) -> BTreeMap<VipKey, VipEntry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    fn rows(address: impl Fn(u16) -> IpAddr) -> Vec<Row> {
+        let key = |n| VipKey { address: address(n), protocol: Protocol::Udp, port: 53 };
+        let flow_idle = Duration::from_mins(15);
+        (0..512).map(|n| Row { key: key(n), index: n, ring_order: 1, flow_idle, hash: HashBy::SourcePort }).collect()
+    }
 
     #[test]
     fn build_with_the_most_vips_finds_each() {
         let address = |n: u16| Ipv4Addr::from_bits(0xc613_0000 + u32::from(n));
-        let key = |n| VipKey { address: address(n).into(), protocol: Protocol::Udp, port: 53 };
-        let rows: Vec<_> = (0..512)
-            .map(|n| Row { key: key(n), index: n, ring_order: 1, flow_idle: Duration::from_mins(15) })
-            .collect();
+        let rows = rows(|n| address(n).into());
         let table = build(&rows, [3; 16], VipMiss::Drop);
         for n in 0..512 {
             let address = u32::from_ne_bytes(address(n).octets());
             let found = table.find(Key::new(address, 53_u16.to_be(), net::UDP)).unwrap();
-            assert_eq!((found.vip, found.ring, found.flow_idle_s), (n, RingRef::new(n, 1), 900));
+            assert_eq!(
+                (found.vip, found.ring, found.flow_idle_s, found.hash_by()),
+                (n, RingRef::new(n, 1), 900, HashBy::SourcePort)
+            );
             assert!(table.find(Key::new(address, 0, ANY_PROTOCOL)).is_some());
         }
+        let indexes = read(&table).into_iter().map(|(key, entry)| (key, entry.vip));
+        assert!(indexes.eq(rows.iter().map(|row| (row.key, row.index))));
+    }
+
+    #[test]
+    fn build_with_the_most_ip6_vips_reads_back() {
+        let rows = rows(|n| Ipv6Addr::new(0x2001, 0xdb8, 0, n, 0, 0, 0, 1).into());
+        let table = build(&rows, [3; 16], VipMiss::Drop);
         let indexes = read(&table).into_iter().map(|(key, entry)| (key, entry.vip));
         assert!(indexes.eq(rows.iter().map(|row| (row.key, row.index))));
     }

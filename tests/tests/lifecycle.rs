@@ -169,8 +169,9 @@ fn real_down_softly_and_then_cut_off_serves_no_flow_any_more() {
     let map = aya::maps::MapData::from_pin(service.lab.pins().join("REALS")).unwrap();
     let reals = aya::maps::Array::<_, RealEntry>::try_from(aya::maps::Map::from_map_data(map).unwrap()).unwrap();
     let address = service.lab.real(2).unwrap().addr();
-    let serves =
-        || (1..16).filter_map(|id| reals.get(&id, 0).ok()).find(|e| e.address() == Some(address)).unwrap().serves;
+    let serves = || {
+        (1..16).filter_map(|id| reals.get(&id, 0).ok()).find(|e| e.address() == Some(address.into())).unwrap().serves
+    };
     service.lab.real(2).unwrap().nginx().quit().unwrap();
     service.wait_for_state(2, Health::Down);
     assert_eq!(serves(), lb_ebpf::real::SERVES_TCP);

@@ -151,7 +151,10 @@ pub fn stats(stats: &Stats, style: Style) -> String {
         let key = VipKey { address: vip.vip, protocol: vip.protocol, port: vip.port };
         vec![Cell::new(key), number(vip.packets), number(vip.bytes)]
     });
-    let reals = stats.reals.iter().map(|real| vec![Cell::new(real.real), number(real.packets), number(real.bytes)]);
+    let reals = stats.reals.iter().map(|real| {
+        let numbers = [real.packets, real.bytes, real.syns, real.repeated_syns].map(number);
+        [Cell::new(real.real)].into_iter().chain(numbers).collect()
+    });
     let reasons = stats.reasons.iter().map(|reason| {
         let verdict = match reason.verdict {
             Verdict::Tx => "tx",
@@ -162,7 +165,7 @@ pub fn stats(stats: &Stats, style: Style) -> String {
     });
     let tables = [
         table(&["VIP", "PACKETS", "BYTES"], vips, style),
-        table(&["REAL", "PACKETS", "BYTES"], reals, style),
+        table(&["REAL", "PACKETS", "BYTES", "SYNS", "REPEATED"], reals, style),
         table(&["VERDICT", "REASON", "PACKETS"], reasons, style),
     ];
     let tracked = stats.tracked;

@@ -122,7 +122,7 @@ fn some_status() -> Status {
 fn some_stats() -> Stats {
     Stats {
         vips: vec![VipStats { vip: VIP, protocol: Protocol::Tcp, port: 80, packets: 12, bytes: 3456 }],
-        reals: vec![RealStats { real: real(11), packets: 12, bytes: 3456 }],
+        reals: vec![RealStats { real: real(11), packets: 12, bytes: 3456, syns: 3, repeated_syns: 1 }],
         reasons: vec![
             ReasonStats { verdict: Verdict::Tx, reason: "forwarded".into(), packets: 12 },
             ReasonStats { verdict: Verdict::Drop, reason: "fragment".into(), packets: 1 },
@@ -205,8 +205,8 @@ fn stats_plain_are_three_tables() {
 VIP                 PACKETS  BYTES
 198.19.10.1:80/tcp       12   3456
 
-REAL           PACKETS  BYTES
-198.18.222.11       12   3456
+REAL           PACKETS  BYTES  SYNS  REPEATED
+198.18.222.11       12   3456     3         1
 
 VERDICT  REASON     PACKETS
 tx       forwarded       12

@@ -9,8 +9,8 @@ use toml::Spanned;
 
 use super::dto::{self, Integer, Span};
 use super::{
-    Check, CheckKind, Config, DEFAULT_SEED, MAX_REALS, MAX_VIPS, Mistake, Node, OnAllDown, Protocol, Real, Timing, Vip,
-    VipKey, VipMiss,
+    Check, CheckKind, Config, DEFAULT_SEED, HashBy, MAX_REALS, MAX_VIPS, Mistake, Node, OnAllDown, Protocol, Real,
+    Timing, Vip, VipKey, VipMiss,
 };
 
 const DEFAULT_WEIGHT: u16 = 100;
@@ -21,6 +21,9 @@ const MAX_INTERFACE_NAME: usize = 15;
 const INTERVAL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_hours(1);
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_mins(1);
 const FLOW_IDLE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(18);
+
+const HASHES: [(&str, HashBy); 3] =
+    [("5tuple", HashBy::FiveTuple), ("source", HashBy::Source), ("source+dport", HashBy::SourcePort)];
 
 /// What a VIP has of each setting that it does not name.
 struct Base {
@@ -125,6 +128,7 @@ impl Mistakes {
         let check = self.check(&vip.check, port);
         let timing = self.timing(&vip.check.clock(), base.timing);
         let flow_idle = self.flow_idle(vip.flow_idle.as_ref(), base.flow_idle);
+        let hash = optional(vip.hash.as_ref(), |word| self.word("hash", word, &HASHES));
         let on_all_down = self.all_down(vip.all_down.as_ref(), base.on_all_down);
         let reals = self.reals(vip);
         Some(Vip {
@@ -133,6 +137,7 @@ impl Mistakes {
             check: check?,
             timing: timing?,
             flow_idle: flow_idle?,
+            hash: hash?.unwrap_or_default(),
             on_all_down: on_all_down?,
         })
     }

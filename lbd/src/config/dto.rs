@@ -44,6 +44,7 @@ pub(super) struct Vip {
     pub(super) port: Spanned<Integer>,
     pub(super) check: Check,
     pub(super) flow_idle: Option<Spanned<Span>>,
+    pub(super) hash: Option<Spanned<String>>,
     pub(super) all_down: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) real: Vec<Real>,

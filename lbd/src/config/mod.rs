@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 pub use diff::Change;
 pub use error::{ConfigError, Mistake};
 
-/// Most VIPs one node takes.
-pub use lb_ebpf::vip::MAX_VIPS;
+/// By what a VIP's flows are spread over its ring (`hash`), and the most VIPs one node takes.
+pub use lb_ebpf::vip::{HashBy, MAX_VIPS};
 /// Most different real addresses one node takes: the map's index 0 means "none".
 pub const MAX_REALS: usize = lb_ebpf::real::MAX_REALS - 1;
 /// The ring seed of a configuration that names none. It is public: set `node.seed` where clients are not trusted, to the same
@@ -139,6 +139,7 @@ pub struct Vip {
     check: Check,
     timing: Timing,
     flow_idle: Duration,
+    hash: HashBy,
     on_all_down: OnAllDown,
 }
 
@@ -171,6 +172,12 @@ impl Vip {
     #[must_use]
     pub fn flow_idle(&self) -> Duration {
         self.flow_idle
+    }
+
+    /// By what its flows are spread over its reals.
+    #[must_use]
+    pub fn hash(&self) -> HashBy {
+        self.hash
     }
 
     /// What happens when the last real fails.

@@ -83,6 +83,17 @@ fn parse_udp_check_takes_hex_port_and_target() {
 }
 
 #[test]
+fn parse_hash_takes_each_of_its_words() {
+    assert_eq!(good().vips()[0].hash(), HashBy::FiveTuple);
+    for (word, hash) in
+        [("5tuple", HashBy::FiveTuple), ("source", HashBy::Source), ("source+dport", HashBy::SourcePort)]
+    {
+        let config = good_with("port     = 80", &format!("port = 80\nhash = \"{word}\""));
+        assert_eq!(config.vips()[0].hash(), hash);
+    }
+}
+
+#[test]
 fn parse_order_of_vips_reals_and_interfaces_means_nothing() {
     let vip = |address: &str, reals: [&str; 2]| {
         let reals = reals.map(|real| format!("[[vip.real]]\naddress = \"{real}\"\n")).concat();
@@ -267,6 +278,11 @@ lbd.toml:8:12: `all_down` "panic" is not known: allowed is "keep" or "withdraw"
 8 | all_down = "panic"
   |            ^^^^^^^
 "#;
+    parse_bad_hash_says_the_choice: "port     = 80" => "port     = 80\nhash     = \"client\"", r#"
+lbd.toml:14:12: `hash` "client" is not known: allowed is "5tuple" or "source" or "source+dport"
+14 | hash     = "client"
+   |            ^^^^^^^^
+"#;
     parse_bad_flow_idle_says_the_range: "fall     = 2" => "flow_idle = \"25h\"", r#"
 lbd.toml:8:13: `flow_idle` "25h" is out of range: allowed is 1s to 18h
 8 | flow_idle = "25h"
@@ -382,6 +398,7 @@ fn diff_of_same_meaning_is_empty() {
 fn diff_names_every_change() {
     let text = GOOD
         .replace("\"eth0\"", "\"eth1\"")
+        .replace("port     = 80", "port     = 80\nhash = \"source\"")
         .replace("timeout = \"2s\"", "rise = 4, target = \"198.19.10.2\"")
         .replace("weight  = 7", "weight  = 9")
         .replace("198.18.222.12", "198.18.222.13");
@@ -393,6 +410,7 @@ fn diff_names_every_change() {
         "~ node: interface changed",
         "~ vip 198.19.10.1:80/tcp: check changed",
         "~ vip 198.19.10.1:80/tcp: check timing changed",
+        "~ vip 198.19.10.1:80/tcp: hash changed",
         "~ vip 198.19.10.1:80/tcp real 198.18.222.11: weight 7 -> 9",
         "- vip 198.19.10.1:80/tcp real 198.18.222.12",
         "+ vip 198.19.10.1:80/tcp real 198.18.222.13 weight 100",

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use lb_ebpf::{
     counter::{Action, Counter, FlowEvent, Reason},
     ring::RealId,
+    syn::SynCounter,
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -185,8 +186,13 @@ fn stats(vips: &[VipKey], reals: &[IpAddr], report: &Report) -> Stats {
         let VipKey { address, protocol, port } = *vip;
         VipStats { vip: address, protocol, port, packets: counter.packets, bytes: counter.bytes }
     };
-    let real =
-        |(&real, counter): (&IpAddr, &Counter)| RealStats { real, packets: counter.packets, bytes: counter.bytes };
+    let real = |(&real, (counter, syns)): (&IpAddr, &(Counter, SynCounter))| RealStats {
+        real,
+        packets: counter.packets,
+        bytes: counter.bytes,
+        syns: syns.syns,
+        repeated_syns: syns.repeated,
+    };
     let reason = |(reason, counter): &(Reason, Counter)| ReasonStats {
         verdict: match reason.action() {
             Action::Pass => Verdict::Pass,

@@ -20,6 +20,7 @@ use lb_ebpf::{
     objects::LOAD_BALANCER,
     real::RealEntry,
     ring::{RealId, Ring},
+    syn::SynCounter,
     vip::VipTable,
 };
 use std::{
@@ -33,7 +34,7 @@ use std::{
 const SWAPPERS: usize = 64;
 const PROGRAM: &str = "load_balancer";
 /// Maps that a daemon and the next one share: flows name reals by their index, and counters count on.
-const SHARED_MAPS: [&str; 3] = ["REALS", "FLOWS", "COUNTS"];
+const SHARED_MAPS: [&str; 4] = ["REALS", "FLOWS", "COUNTS", "SYNS"];
 
 /// An operation on the data plane that failed: what, on which object, and why, down to what the kernel said.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +82,7 @@ pub struct DataPlane {
     rings: Rings,
     reals: Array<MapData, RealEntry>,
     counts: PerCpuArray<MapData, Counter>,
+    syns: PerCpuArray<MapData, SynCounter>,
     /// The kernel's ids of [`OWN_MAPS`].
     own_maps: [u32; 2],
     directory: PathBuf,
@@ -112,6 +114,7 @@ impl DataPlane {
             rings: take(&mut ebpf, "RINGS")?,
             reals: take(&mut ebpf, "REALS")?,
             counts: take(&mut ebpf, "COUNTS")?,
+            syns: take(&mut ebpf, "SYNS")?,
             ebpf,
             directory: directory.to_owned(),
             _lock: lock,
@@ -173,6 +176,18 @@ impl DataPlane {
         Ok(values.iter().fold(Counter::default(), |sum, cpu| Counter {
             packets: sum.packets + cpu.packets,
             bytes: sum.bytes + cpu.bytes,
+        }))
+    }
+
+    /// What a real was sent of new connections, all CPUs together.
+    ///
+    /// # Errors
+    /// The kernel refuses the look-up.
+    pub fn syns(&self, real: RealId) -> Result<SynCounter, Error> {
+        let values = self.syns.get(&u32::from(real), 0).map_err(Error::new("read", format!("SYNs of real {real}")))?;
+        Ok(values.iter().fold(SynCounter::default(), |sum, cpu| SynCounter {
+            syns: sum.syns + cpu.syns,
+            repeated: sum.repeated + cpu.repeated,
         }))
     }
 

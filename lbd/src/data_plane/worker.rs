@@ -7,6 +7,7 @@ use lb_ebpf::{
     counter::{Counter, FlowEvent, Reason, real_index, vip_index},
     real::RealEntry,
     ring::{RealId, Ring},
+    syn::SynCounter,
     vip::VipTable,
 };
 use std::{
@@ -52,7 +53,7 @@ pub struct Report {
     /// The counters of the VIPs asked for, in their order.
     pub vips: Vec<Counter>,
     /// The counters of the reals asked for, in their order.
-    pub reals: Vec<Counter>,
+    pub reals: Vec<(Counter, SynCounter)>,
 }
 
 /// A handle on the data plane's thread. It takes what it is told in the order given, and of what waits for the same place
@@ -200,6 +201,9 @@ fn report(data_plane: &mut DataPlane, vips: &[u16], reals: &[RealId]) -> Result<
             .map(|&e| Ok((e, data_plane.flow_events(e)?)))
             .collect::<Result<_, Error>>()?,
         vips: vips.iter().map(|&v| data_plane.counter(vip_index(v))).collect::<Result<_, _>>()?,
-        reals: reals.iter().map(|&r| data_plane.counter(real_index(r))).collect::<Result<_, _>>()?,
+        reals: reals
+            .iter()
+            .map(|&r| Ok((data_plane.counter(real_index(r))?, data_plane.syns(r)?)))
+            .collect::<Result<_, Error>>()?,
     })
 }

@@ -15,10 +15,6 @@
 )]
 #![expect(unsafe_code, reason = "BPF programs read packets through raw pointers; each block states its bound")]
 
-#[path = "../load_balancer/datagram.rs"]
-mod datagram;
-#[path = "../load_balancer/echo.rs"]
-mod echo;
 #[path = "../load_balancer/encap.rs"]
 mod encap;
 #[path = "../load_balancer/flows.rs"]
@@ -27,8 +23,18 @@ mod flows;
 mod frame;
 #[path = "../load_balancer/maps.rs"]
 mod maps;
+#[path = "../load_balancer/packet.rs"]
+mod packet;
 #[path = "../load_balancer/path.rs"]
 mod path;
+#[path = "../load_balancer/too_big.rs"]
+mod too_big;
+#[path = "../load_balancer/v4.rs"]
+mod v4;
+#[path = "../load_balancer/v6.rs"]
+mod v6;
+#[path = "../load_balancer/vlan.rs"]
+mod vlan;
 
 use crate::frame::Frame;
 use aya_ebpf::{
@@ -39,8 +45,8 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_ebpf::{
-    bench::{PACKETS_PER_RUN, Traffic, Tuple},
-    net::{ETH_LEN, ETHERTYPE_IPV4, IPV4_LEN},
+    bench::{PACKETS_PER_RUN, Traffic, Tuple, address6},
+    net::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_LEN, IPV6_LEN},
 };
 
 /// What user space asks for.
@@ -51,14 +57,21 @@ static TRAFFIC: Array<Traffic, 1> = Array::new();
 #[xdp]
 #[expect(clippy::needless_pass_by_value, reason = "the macro hands the context over")]
 fn packets(ctx: XdpContext) -> u32 {
-    run(&ctx, balance)
+    run::<IPV4_LEN>(&ctx, make, balance)
+}
+
+/// The same with packets of IPv6.
+#[xdp]
+#[expect(clippy::needless_pass_by_value, reason = "the macro hands the context over")]
+fn packets6(ctx: XdpContext) -> u32 {
+    run::<IPV6_LEN>(&ctx, make6, balance)
 }
 
 /// The same around the least that an encapsulating program can do.
 #[xdp]
 #[expect(clippy::needless_pass_by_value, reason = "the macro hands the context over")]
 fn floor_tx(ctx: XdpContext) -> u32 {
-    run(&ctx, make_room)
+    run::<IPV4_LEN>(&ctx, make, make_room)
 }
 
 /// The least that any program can do; one packet a run.
@@ -84,9 +97,13 @@ extern "C" fn make_room(ctx: *mut xdp_md) -> u32 {
 }
 
 /// Sends the next packets through `timed` and returns the verdict on the last, or `XDP_ABORTED` as soon as one
-/// cannot be made or undone. Those that were made are counted.
+/// cannot be made or undone. Those that were made are counted. The outer header has `OUTER` bytes.
 #[inline(always)]
-fn run(ctx: &XdpContext, timed: extern "C" fn(*mut xdp_md) -> u32) -> u32 {
+fn run<const OUTER: usize>(
+    ctx: &XdpContext,
+    make: impl Fn(Frame, Tuple) -> bool,
+    timed: extern "C" fn(*mut xdp_md) -> u32,
+) -> u32 {
     let Some(traffic) = TRAFFIC.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
     // SAFETY: the map's one entry; runs follow each other.
     let traffic = unsafe { &mut *traffic };
@@ -98,7 +115,7 @@ fn run(ctx: &XdpContext, timed: extern "C" fn(*mut xdp_md) -> u32) -> u32 {
         traffic.packets += 1;
         action = timed(ctx.ctx);
         // SAFETY: the context is the program's own; the next packet is made through new pointers.
-        if action == xdp_action::XDP_TX && unsafe { bpf_xdp_adjust_head(ctx.ctx, IPV4_LEN as i32) } != 0 {
+        if action == xdp_action::XDP_TX && unsafe { bpf_xdp_adjust_head(ctx.ctx, OUTER as i32) } != 0 {
             return xdp_action::XDP_ABORTED;
         }
     }
@@ -120,6 +137,24 @@ fn make(frame: Frame, tuple: Tuple) -> bool {
         frame.store(ETH_LEN + 12, tuple.source);
         frame.store(ETH_LEN + 16, tuple.destination);
         frame.store(ETH_LEN + IPV4_LEN, tuple.ports);
+    }
+    true
+}
+
+/// The same in IPv6.
+#[inline(always)]
+fn make6(frame: Frame, tuple: Tuple) -> bool {
+    if !frame.has(ETH_LEN + IPV6_LEN + 4) {
+        return false;
+    }
+    // SAFETY: all within the bytes that were asked for above.
+    unsafe {
+        frame.store(0, 0_u64);
+        frame.store(8, 0_u32);
+        frame.store(12, ETHERTYPE_IPV6);
+        frame.store(ETH_LEN + 8, address6(tuple.source));
+        frame.store(ETH_LEN + 24, address6(tuple.destination));
+        frame.store(ETH_LEN + IPV6_LEN, tuple.ports);
     }
     true
 }

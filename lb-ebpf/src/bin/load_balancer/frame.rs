@@ -1,7 +1,6 @@
 //! A received Ethernet frame and bounded access to it.
 
 use aya_ebpf::programs::XdpContext;
-use lb_ebpf::net::ETH_LEN;
 
 /// The bytes from `start` to `end`. Pointers die with every change of the packet's head.
 #[derive(Clone, Copy)]
@@ -48,17 +47,36 @@ impl Frame {
         unsafe { ((self.start + at) as *mut T).write_unaligned(value) }
     }
 
+    /// Exchanges the `T`s at bytes `a` and `b`.
+    ///
+    /// # Safety
+    /// As for [`Frame::load`], of both.
+    #[inline(always)]
+    pub(crate) unsafe fn exchange<T: Copy>(self, a: usize, b: usize) {
+        // SAFETY: in bounds by the caller's word.
+        unsafe {
+            let (at_a, at_b) = (self.load::<T>(a), self.load::<T>(b));
+            self.store(a, at_b);
+            self.store(b, at_a);
+        }
+    }
+
+    /// What comes after the first `len` bytes; `has` tells whether there is any.
+    #[inline(always)]
+    pub(crate) fn after(self, len: usize) -> Self {
+        Self { start: self.start + len, end: self.end }
+    }
+
     /// The EtherType as it lies in the frame; the caller has asked for an Ethernet header.
     #[inline(always)]
     pub(crate) fn ethertype(self) -> u16 {
-        // SAFETY: callers check for ETH_LEN + IPV4_LEN bytes first.
+        // SAFETY: callers check for at least ETH_LEN bytes first.
         unsafe { self.load(12) }
     }
 
-    /// The IPv4 destination as it lies in the frame; the caller has asked for an IPv4 header.
+    /// Where the bytes from `at` on begin, for helpers that check the bound themselves.
     #[inline(always)]
-    pub(crate) fn destination(self) -> u32 {
-        // SAFETY: callers check for ETH_LEN + IPV4_LEN bytes first.
-        unsafe { self.load(ETH_LEN + 16) }
+    pub(crate) fn pointer<T>(self, at: usize) -> *mut T {
+        (self.start + at) as *mut T
     }
 }

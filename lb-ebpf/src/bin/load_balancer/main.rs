@@ -1,10 +1,14 @@
-//! The load balancer: a packet for a VIP goes in, the same packet inside IPIP for one real goes out.
+//! The load balancer: a packet for a VIP goes in, the same packet inside an IP packet for one real goes out.
 //!
 //! ```text
+//! tagged? ─▶ the tags come off, and go on again at the end
 //! may a VIP have this address? ── no ──▶ pass, untouched
-//!   └▶ datagram: TCP or UDP, whole, without options? ── no ──▶ a VIP's address? ─▶ echo, drop │ pass
+//!   └▶ read: TCP or UDP, or an ICMP error about it? ── no ──▶ a VIP's address? ─▶ echo, drop │ pass
 //!        └▶ VIP ─▶ flow hash ─▶ ring slot ─▶ (tracked flow?) ─▶ real ─▶ encap ─▶ transmit │ redirect
+//!                                                                └▶ too big? ─▶ tell the client │ drop
 //! ```
+//!
+//! IPv4 without tags is inlined into the program; IPv6 and tagged frames are functions of their own.
 #![no_std]
 #![no_main]
 #![allow(clippy::inline_always, reason = "the packet path is one function: a call costs what it saves")]
@@ -16,13 +20,16 @@
 )]
 #![expect(unsafe_code, reason = "BPF programs read packets through raw pointers; each block states its bound")]
 
-mod datagram;
-mod echo;
 mod encap;
 mod flows;
 mod frame;
 mod maps;
+mod packet;
 mod path;
+mod too_big;
+mod v4;
+mod v6;
+mod vlan;
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
 

@@ -2,13 +2,16 @@
 
 use aya_ebpf::{
     btf_maps::{Array, ArrayOfMaps, LruHashMap, PerCpuArray},
+    helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
 use lb_ebpf::{
     counter::{COUNTERS, Counter},
-    flow::{Flow, FlowKey, MAX_FLOWS},
+    flow::{Flow, MAX_FLOWS},
+    rate::Bucket,
     real::{MAX_REALS, RealEntry},
-    ring::{MAX_RINGS, RING_PARTS, Ring},
+    ring::{MAX_RINGS, RING_PARTS, RealId, Ring},
+    syn::{SynCounter, SynSketch},
     vip::VipTable,
 };
 
@@ -24,13 +27,25 @@ pub(crate) static RINGS: ArrayOfMaps<Array<Ring, 1>, { MAX_RINGS * RING_PARTS }>
 #[btf_map]
 pub(crate) static REALS: Array<RealEntry, MAX_REALS> = Array::new();
 
-/// The tracked flows.
+/// The tracked flows, by their hash.
 #[btf_map]
-pub(crate) static FLOWS: LruHashMap<FlowKey, Flow, MAX_FLOWS> = LruHashMap::new();
+pub(crate) static FLOWS: LruHashMap<u64, Flow, MAX_FLOWS> = LruHashMap::new();
 
 /// Counters of reasons, flow events, VIPs and reals.
 #[btf_map]
 pub(crate) static COUNTS: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
+
+/// What each real was sent of new connections.
+#[btf_map]
+pub(crate) static SYNS: PerCpuArray<SynCounter, MAX_REALS> = PerCpuArray::new();
+
+/// The flows that sent a SYN lately.
+#[btf_map]
+static SYN_SKETCH: PerCpuArray<SynSketch, 1> = PerCpuArray::new();
+
+/// How many more clients may be told that a packet is too big.
+#[btf_map]
+static TOO_BIG: PerCpuArray<Bucket, 1> = PerCpuArray::new();
 
 /// Adds one packet of `bytes` to a counter of this CPU.
 #[inline(always)]
@@ -41,4 +56,30 @@ pub(crate) fn count(index: u32, bytes: u64) {
         counter.packets += 1;
         counter.bytes += bytes;
     }
+}
+
+/// How many packets this CPU has counted under `index`.
+#[inline(always)]
+pub(crate) fn packets(index: u32) -> u64 {
+    COUNTS.get(index).map_or(0, |counter| counter.packets)
+}
+
+/// Counts a SYN that was sent to a real.
+#[inline(always)]
+pub(crate) fn count_syn(real: RealId, hash: u64) {
+    if let (Some(counter), Some(sketch)) = (SYNS.get_ptr_mut(u32::from(real)), SYN_SKETCH.get_ptr_mut(0)) {
+        // SAFETY: this CPU's own entries; a helper without arguments.
+        let (counter, sketch, jiffies) = unsafe { (&mut *counter, &mut *sketch, bpf_jiffies64()) };
+        counter.syns += 1;
+        counter.repeated += u64::from(sketch.repeats(hash, jiffies));
+    }
+}
+
+/// Whether one more client may be told that its packet is too big.
+#[inline(always)]
+pub(crate) fn may_tell() -> bool {
+    let Some(bucket) = TOO_BIG.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's own entry; a helper without arguments.
+    let (bucket, now) = unsafe { (&mut *bucket, bpf_ktime_get_coarse_ns()) };
+    bucket.take(now)
 }

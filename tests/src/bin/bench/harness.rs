@@ -18,11 +18,11 @@ use lb_ebpf::{
     vip::VipTable,
 };
 use lbd::{
-    config::{Protocol, VipKey, VipMiss},
+    config::{HashBy, Protocol, VipKey, VipMiss},
     vip_table,
 };
 
-use crate::rows::{REALS, Row, SEED, TCP_VIPS, Timed, UDP_VIP, real_address, ring, vip_address};
+use crate::rows::{REALS, Row, SEED, TCP_VIPS, Timed, UDP_VIP, ip6, real_address, ring, vip_address};
 
 /// The ingress interface of a test run, loopback: the reals are reached by it, so packets are transmitted.
 const INGRESS: u32 = 1;
@@ -63,7 +63,7 @@ impl Harness {
     /// Loads a fresh object, so with fresh maps, and fills them.
     pub(crate) fn load(row: &Row) -> Result<Self> {
         let mut ebpf = EbpfLoader::new().load(BENCH_PACKET).context("loading the bench object")?;
-        xdp(&mut ebpf, row.timed)?.load().context("loading a bench program")?;
+        xdp(&mut ebpf, row)?.load().context("loading a bench program")?;
         let mut harness = Self {
             row: *row,
             frame: row.frame()?,
@@ -78,7 +78,7 @@ impl Harness {
 
     fn fill(&mut self) -> Result<()> {
         let mut vips: ArrayOfMaps<_, Array<MapData, VipTable>> = take(&mut self.ebpf, "VIPS")?;
-        vips.set(0, &filled(vip_table().as_ref())?, 0)?;
+        vips.set(0, &filled(vip_table(self.row.ip6).as_ref())?, 0)?;
         let mut rings: ArrayOfMaps<_, Array<MapData, Ring>> = take(&mut self.ebpf, "RINGS")?;
         for vip in (self.row.vip()..).take(usize::from(self.row.vips)) {
             rings.set(RingRef::new(vip, 0).place(0), &filled(self.ring.as_ref())?, 0)?;
@@ -86,7 +86,12 @@ impl Harness {
         let mut reals: Array<_, RealEntry> = take(&mut self.ebpf, "REALS")?;
         let hop = NextHop { ifindex: INGRESS, mtu: 1500, source_mac: [2; 6], destination_mac: [4; 6] };
         for id in 1..=REALS {
-            let entry = RealEntry::ipip(real_address(0), real_address(id), Some(&hop), SERVES_TCP | SERVES_UDP);
+            let (source, real, serves) = (real_address(0), real_address(id), SERVES_TCP | SERVES_UDP);
+            let entry = if self.row.ip6 {
+                RealEntry::ip6(ip6(source), ip6(real), Some(&hop), serves)
+            } else {
+                RealEntry::ipip(source, real, Some(&hop), serves)
+            };
             reals.set(u32::from(id), entry, 0)?;
         }
         Ok(())
@@ -106,7 +111,7 @@ impl Harness {
         let repeat = packets.div_ceil(per_run);
         let (before, traffic) = (self.counts()?, self.traffic.get(&0, 0)?);
         let options = TestRunOptions { data_in: Some(&self.frame), repeat, ..TestRunOptions::default() };
-        let result = xdp(&mut self.ebpf, self.row.timed)?.test_run(options).context("running a bench program")?;
+        let result = xdp(&mut self.ebpf, &self.row)?.test_run(options).context("running a bench program")?;
         let counted = self.counts()?.since(&before);
         let round = Round {
             ns: result.duration.as_secs_f64() * 1e9 / f64::from(per_run),
@@ -182,22 +187,25 @@ impl Counts {
     }
 }
 
-fn vip_table() -> Box<VipTable> {
+fn vip_table(of_ip6: bool) -> Box<VipTable> {
+    let address = |number| if of_ip6 { ip6(vip_address(number)).into() } else { vip_address(number).into() };
     let row = |number, index, protocol, port| vip_table::Row {
-        key: VipKey { address: vip_address(number).into(), protocol, port },
+        key: VipKey { address: address(number), protocol, port },
         index,
         ring_order: 0,
         flow_idle: FLOW_IDLE,
+        hash: HashBy::FiveTuple,
     };
     let tcp = (0..TCP_VIPS).map(|number| row(number, u16::from(number), Protocol::Tcp, 80));
     let rows: Vec<_> = tcp.chain([row(0, UDP_VIP, Protocol::Udp, 53)]).collect();
     vip_table::build(&rows, SEED, VipMiss::Drop)
 }
 
-fn xdp(ebpf: &mut Ebpf, timed: Timed) -> Result<&mut Xdp> {
-    let name = match timed {
+fn xdp<'a>(ebpf: &'a mut Ebpf, row: &Row) -> Result<&'a mut Xdp> {
+    let name = match row.timed {
         Timed::FloorPass => "floor_pass",
         Timed::FloorTx => "floor_tx",
+        Timed::Path(_) if row.ip6 => "packets6",
         Timed::Path(_) => "packets",
     };
     Ok(ebpf.program_mut(name).with_context(|| format!("no program {name} in the bench object"))?.try_into()?)

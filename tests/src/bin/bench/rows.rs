@@ -1,10 +1,10 @@
 //! What is measured in the packet path: the rows and the packets they are made of. Pure.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::PacketBuilder;
 use lb_ebpf::{
-    bench::Traffic,
+    bench::{Traffic, address6},
     counter::Reason,
     net::{TCP, UDP},
     ring::{RING_SLOTS, RealId, Ring, Slot},
@@ -31,6 +31,8 @@ pub(crate) struct Row {
     pub(crate) name: &'static str,
     /// What runs.
     pub(crate) timed: Timed,
+    /// Whether packets, VIPs and reals are of IPv6.
+    pub(crate) ip6: bool,
     /// What is sent.
     pub(crate) kind: Kind,
     /// How many flows.
@@ -75,6 +77,7 @@ pub(crate) enum Flows {
 const TCP_1FLOW: Row = Row {
     name: "v4-tcp-1flow",
     timed: Timed::Path(Reason::Forwarded),
+    ip6: false,
     kind: Kind::Tcp,
     flows: Flows::Live(1),
     vips: 1,
@@ -83,9 +86,10 @@ const TCP_1FLOW: Row = Row {
 const TCP_512K: Row = Row { name: "v4-tcp-512k", flows: Flows::Live(512 << 10), ..TCP_1FLOW };
 const UDP_1FLOW: Row = Row { name: "v4-udp-1flow", kind: Kind::Udp, ..TCP_1FLOW };
 const SYN_NEW: Row = Row { name: "v4-syn-new", kind: Kind::Syn, flows: Flows::New, ..TCP_1FLOW };
+const TCP6_1FLOW: Row = Row { name: "v6-tcp-1flow", ip6: true, ..TCP_1FLOW };
 
 /// All rows, the floors first.
-pub(crate) const ROWS: [Row; 13] = [
+pub(crate) const ROWS: [Row; 16] = [
     Row { name: "floor-pass", timed: Timed::FloorPass, ..TCP_1FLOW },
     Row { name: "floor-tx", timed: Timed::FloorTx, ..TCP_1FLOW },
     TCP_1FLOW,
@@ -94,6 +98,9 @@ pub(crate) const ROWS: [Row; 13] = [
     UDP_1FLOW,
     Row { name: "v4-udp-512k", kind: Kind::Udp, ..TCP_512K },
     SYN_NEW,
+    TCP6_1FLOW,
+    Row { name: "v6-tcp-512k", flows: Flows::Live(512 << 10), ..TCP6_1FLOW },
+    Row { name: "v6-non-vip", timed: Timed::Path(Reason::PassNotVip), ..TCP6_1FLOW },
     Row { name: "non-vip", timed: Timed::Path(Reason::PassNotVip), ..TCP_1FLOW },
     Row { name: "vips16-512k", vips: TCP_VIPS, ..TCP_512K },
     Row { name: "v4-tcp-tracked-2pct-512k", tracked_every: 50, ..TCP_512K },
@@ -105,6 +112,12 @@ pub(crate) const ROWS: [Row; 13] = [
 pub(crate) fn vip_address(number: u8) -> Ipv4Addr {
     let [a, b, c, d] = FIRST_VIP;
     Ipv4Addr::new(a, b, c, d + number)
+}
+
+/// What stands for an address in packets of IPv6.
+pub(crate) fn ip6(address: Ipv4Addr) -> Ipv6Addr {
+    let words = address6(u32::from_ne_bytes(address.octets()));
+    Ipv6Addr::from_bits(words.into_iter().fold(0, |bits, word| bits << 32 | u128::from(u32::from_be(word))))
 }
 
 /// The address of a real by its id, from 1.
@@ -136,13 +149,15 @@ impl Row {
         if self.kind == Kind::Udp { UDP } else { TCP }
     }
 
-    /// A frame of 64 bytes. The harness writes tuples into it and mends no checksum: the path verifies none.
+    /// A frame of 64 bytes, or 84 with IPv6. The harness writes tuples into it and mends no checksum: the path verifies none.
     pub(crate) fn frame(&self) -> anyhow::Result<Vec<u8>> {
-        let ip = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]).ipv4(
-            [198, 18, 10, 10],
-            self.destination(),
-            61,
-        );
+        let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        let (client, vip) = (Ipv4Addr::new(198, 18, 10, 10), Ipv4Addr::from(self.destination()));
+        let ip = if self.ip6 {
+            ethernet.ipv6(ip6(client).octets(), ip6(vip).octets(), 61)
+        } else {
+            ethernet.ipv4(client.octets(), vip.octets(), 61)
+        };
         let mut frame = Vec::new();
         match self.kind {
             Kind::Tcp => ip.tcp(0, self.port(), 7, 1024).ack(9).write(&mut frame, &[0; FRAME_LEN - 54])?,
