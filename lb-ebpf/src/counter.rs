@@ -112,8 +112,10 @@ flow_events! {
     MissTcp = 34, "miss_tcp";
     /// UDP without an entry.
     MissUdp = 35, "miss_udp";
-    /// A flow was remembered that was not before.
+    /// A flow was remembered, anew or for the first time.
     Insert = 36, "insert";
+    /// To make room, a flow was forgotten that still lived.
+    Evict = 37, "evict";
 }
 
 /// Packets and bytes.
@@ -122,7 +124,7 @@ flow_events! {
 pub struct Counter {
     /// Packets.
     pub packets: u64,
-    /// Bytes from the Ethernet header on, as received.
+    /// Bytes from the Ethernet header on, as received; those of VIPs and reals without VLAN tags.
     pub bytes: u64,
 }
 

@@ -104,7 +104,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("listen for SIGINT"))?;
     let mut changes = nexthop::watch().map_err(io("watch the neighbour table"))?;
     let resolver = Resolver::new().map_err(io("open netlink"))?;
-    let (worker, inheritance, mut attachments) = Worker::start(options.bpffs.clone())?;
+    let (worker, inheritance, mut outcomes) = Worker::start(options.bpffs.clone())?;
     let mut settings = Settings::new(config.node().interfaces().to_vec()).map_err(io("draw the prober's secret"))?;
     settings.outer_source = config.node().outer_source();
     let (prober, mut transitions) = Prober::start(settings)?;
@@ -139,7 +139,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
                 change.ok_or(Error::Ended("watching the kernel's network tables"))?;
                 daemon.resolve().await;
             }
-            outcome = attachments.recv() => daemon.attached(outcome.ok_or(Error::Ended("the data plane's thread"))?)?,
+            outcome = outcomes.recv() => daemon.outcome(outcome.ok_or(Error::Ended("the data plane's thread"))?).await?,
             Some(request) = asked.recv() => daemon.answer(request).await,
             _ = tick.tick() => daemon.event(Event::Tick).await,
             _ = hangup.recv() => drop(daemon.reload().await),
@@ -182,6 +182,7 @@ impl Daemon {
                     tracing::info!(?interfaces, mode = ?self.options.mode, "attaching");
                     self.worker.attach(interfaces, self.options.mode);
                 }
+                Op::Sweep(longest_idle_s) => self.worker.sweep(longest_idle_s),
             }
         }
         if resolve {
@@ -190,9 +191,21 @@ impl Daemon {
     }
 
     /// Failing to attach ends the daemon: it is what it is for. All else is logged where it happens.
-    fn attached(&mut self, outcome: Outcome) -> Result<(), Error> {
-        self.attached = outcome?;
-        tracing::info!("attached");
+    async fn outcome(&mut self, outcome: Outcome) -> Result<(), Error> {
+        match outcome {
+            Outcome::Attached(attached) => {
+                self.attached = attached?;
+                tracing::info!("attached");
+            }
+            Outcome::Swept(Ok(sweep)) => {
+                tracing::debug!(living = sweep.living, cleared = sweep.cleared, "swept the tracked flows");
+                self.event(Event::Swept(sweep)).await;
+            }
+            Outcome::Swept(Err(error)) => {
+                tracing::error!(%error, "the tracked flows were not swept");
+                self.event(Event::NotSwept).await;
+            }
+        }
         Ok(())
     }
 

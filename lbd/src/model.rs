@@ -297,6 +297,9 @@ pub struct TrackedStats {
     pub hits: u64,
     /// It had none, or a SYN began a new one.
     pub misses: u64,
+    /// Flows that were forgotten although they lived, to make room for others.
+    #[serde(default)]
+    pub evictions: u64,
 }
 
 /// `POST /v1/reload`, when the new configuration was taken.

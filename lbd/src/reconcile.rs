@@ -8,6 +8,7 @@ use crate::{
     nexthop::NextHop,
     ring::Ring,
     service::{Serves, Service, check_key},
+    sweep::Sweep,
     vip_table::{self, Row},
 };
 use hc_prober::{Check, CheckKey, State, Timing};
@@ -23,6 +24,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How long entries of silent flows, and what they keep, outlive them at most.
+const SWEEP_AT_LEAST_EVERY: Duration = Duration::from_secs(30);
+
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -32,6 +36,10 @@ pub enum Event {
     Verdict(CheckKey, State),
     /// These reals' next hops are known. One whose next hop is not is left out: the last one stays in use.
     NextHops(Vec<(Ipv4Addr, NextHop)>),
+    /// The table of tracked flows was swept, as [`Op::Sweep`] asked.
+    Swept(Sweep),
+    /// The sweep failed.
+    NotSwept,
     /// Time passed.
     Tick,
 }
@@ -53,6 +61,8 @@ pub enum Op {
     NoIndex(Vec<IpAddr>),
     /// Packets may come: the first round of checks is over.
     Attach,
+    /// When packets meet all of the above, sweep the table of tracked flows. So many seconds may a flow be silent.
+    Sweep(u16),
 }
 
 /// How far the daemon is.
@@ -93,6 +103,10 @@ pub struct Core {
     table: Option<(Vec<Row>, VipMiss)>,
     /// Flows of an earlier daemon may be in the map.
     adopted: bool,
+    /// When the tracked flows are to be swept next.
+    next_sweep: Option<Instant>,
+    /// While they are: the removed reals that no ring has named since it began.
+    sweeping: Option<BTreeSet<RealId>>,
     /// Until the first configuration has taken them over.
     inherited_rings: BTreeMap<u16, Vec<Box<RingWords>>>,
 }
@@ -118,6 +132,8 @@ impl Core {
             verdicts: BTreeMap::new(),
             phase: Phase::Starting,
             table: None,
+            next_sweep: None,
+            sweeping: None,
             // With another seed a flow has another slot.
             inherited_rings: if same_slots { inheritance.rings } else { BTreeMap::new() },
         };
@@ -132,13 +148,22 @@ impl Core {
             Event::Configured(config) => self.configure(config, now),
             Event::Verdict(key, state) => self.verdict(&key, state, now),
             Event::NextHops(hops) => self.next_hops(hops),
+            Event::Swept(sweep) => self.swept(&sweep),
+            Event::NotSwept => {
+                self.sweeping = None;
+                Vec::new()
+            }
             Event::Tick => self.close_windows(now),
         };
         ops.extend(self.publish(now));
+        // Last: what the rings are now packets must meet before the sweep.
+        ops.extend(self.sweep(now));
         ops
     }
 
     fn configure(&mut self, config: Config, now: Instant) -> Vec<Op> {
+        // What was removed may be back, and removed again before the sweep that is under way ends.
+        self.sweeping.iter_mut().for_each(BTreeSet::clear);
         self.services.retain(|key, _| config.vip(key).is_some());
         self.vips.retain(|key| config.vip(key).is_some());
         let checks = checks(&config);
@@ -159,7 +184,7 @@ impl Core {
             ops.push(Op::NoIndex(left_out));
         }
         ops.push(Op::Checks(checks));
-        ops.push(Op::Resolve(self.reals.iter().filter_map(|(real, _)| ipv4(*real)).collect()));
+        ops.push(self.resolve());
         ops
     }
 
@@ -237,6 +262,73 @@ impl Core {
             ops.push(Op::Attach);
         }
         ops
+    }
+
+    /// Begins a sweep when its time has come, if there is anything to be found out.
+    fn sweep(&mut self, now: Instant) -> Option<Op> {
+        if self.phase == Phase::Starting || self.sweeping.is_some() {
+            return None;
+        }
+        let leaving = self.leaving();
+        if leaving.is_empty() && !self.services.values().any(|s| s.ring.is_looked_up()) {
+            self.next_sweep = None;
+            return None;
+        }
+        let idle = || self.services.values().map(|s| s.config.flow_idle());
+        let period = idle().min().map_or(SWEEP_AT_LEAST_EVERY, |idle| (idle / 4).min(SWEEP_AT_LEAST_EVERY));
+        if now < *self.next_sweep.get_or_insert(now + period) {
+            return None;
+        }
+        let longest_idle_s = idle().max().map_or(0, vip_table::seconds);
+        self.next_sweep = Some(now + period);
+        self.sweeping = Some(leaving);
+        self.services.values_mut().for_each(|s| s.ring.begin_sweep());
+        Some(Op::Sweep(longest_idle_s))
+    }
+
+    /// Ends the look-up of slots without entries, and frees the indexes of removed reals that nothing names any more.
+    fn swept(&mut self, sweep: &Sweep) -> Vec<Op> {
+        let Some(unnamed) = self.sweeping.take() else { return Vec::new() };
+        let mut ops = Vec::new();
+        for service in self.services.values_mut() {
+            let order = service.ring.order();
+            if service.ring.end_sweep(|slot| sweep.names_slot(slot, order)) && service.is_published() {
+                ops.extend(swap_ring(service));
+            }
+        }
+        let freed: BTreeMap<_, _> = self
+            .reals
+            .iter()
+            .filter(|(_, id)| unnamed.contains(id) && !sweep.names_real(*id))
+            .map(|(&r, id)| (r, id))
+            .collect();
+        if freed.is_empty() {
+            return ops;
+        }
+        self.reals.retain(|real| !freed.contains_key(real));
+        for (&real, &id) in &freed {
+            self.services.values_mut().for_each(|s| s.forget(real));
+            self.hops.remove(&real);
+            self.written.remove(&id);
+            ops.push(Op::Real(id, RealEntry::default()));
+        }
+        ops.push(self.resolve());
+        ops
+    }
+
+    /// The reals that no VIP has and no ring names: once no flow is remembered that goes to them, they are gone.
+    fn leaving(&self) -> BTreeSet<RealId> {
+        let mut leaving: BTreeSet<_> = self.reals.iter().map(|(_, id)| id).collect();
+        for service in self.services.values() {
+            for id in service.configured().map(|(_, standing)| standing.id).chain(service.ring.named()) {
+                leaving.remove(&id);
+            }
+        }
+        leaving
+    }
+
+    fn resolve(&self) -> Op {
+        Op::Resolve(self.reals.iter().filter_map(|(real, _)| ipv4(*real)).collect())
     }
 
     /// A next hop stays in use while the kernel knows no other. Where a real is sent to from the address that its

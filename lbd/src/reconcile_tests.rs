@@ -2,7 +2,10 @@
 
 use super::*;
 use hc_prober::Severity;
-use lb_ebpf::ring::Slot;
+use lb_ebpf::{
+    flow::{BUCKETS, Bucket, Entry, Tick},
+    ring::{RING_SLOTS, Slot},
+};
 use std::fmt::Write as _;
 
 const NOW: fn() -> Instant = Instant::now;
@@ -353,4 +356,82 @@ fn probes_follow_the_source_address_of_the_route() {
         let ops = core.apply(Event::NextHops(vec![(address(1), hop(12))]), NOW());
         assert_eq!(ops.iter().filter(|op| matches!(op, Op::Checks(_))).count(), planned);
     }
+}
+
+const LATER: fn(u64) -> Instant = |s| NOW() + Duration::from_secs(s);
+
+/// A sweep over a table with these entries: the slot and the real of each.
+fn sweep_of(entries: &[(usize, RealId)]) -> Sweep {
+    let mut table = Vec::new();
+    table.resize_with(BUCKETS, Bucket::default);
+    for (at, &(slot, real)) in entries.iter().enumerate() {
+        table[at].store(0, Entry::new((slot as u64) << 50, real, Tick::of(0)));
+    }
+    Sweep::over(&table, Tick::of(0), 900)
+}
+
+fn sweeps(ops: &[Op]) -> usize {
+    ops.iter().filter(|op| matches!(op, Op::Sweep(900))).count()
+}
+
+#[test]
+fn sweep_is_asked_for_only_while_flows_may_be_remembered() {
+    let Running { mut core, .. } = running(&config(&[(80, &[1, 2])], true), &[(1, UP), (2, UP)]);
+    assert_eq!(sweeps(&core.apply(Event::Tick, LATER(100))), 0);
+    verdict(&mut core, 2, HARD);
+    verdict(&mut core, 2, UP);
+    assert_eq!(sweeps(&core.apply(Event::Tick, LATER(20))), 0, "not yet");
+    assert_eq!(sweeps(&core.apply(Event::Tick, LATER(40))), 1);
+    assert_eq!(sweeps(&core.apply(Event::Tick, LATER(400))), 0, "one is under way");
+    core.apply(Event::NotSwept, LATER(400));
+    assert_eq!(sweeps(&core.apply(Event::Tick, LATER(401))), 0, "the failed one left it at that");
+}
+
+#[test]
+fn sweep_ends_the_look_up_where_nothing_lives() {
+    let Running { mut core, .. } = running(&config(&[(80, &[1, 2])], true), &[(1, UP), (2, UP)]);
+    verdict(&mut core, 2, HARD);
+    let ring = rings(&verdict(&mut core, 2, UP)).pop().unwrap();
+    let looked_up: Vec<_> = (0..RING_SLOTS).filter(|&at| ring.slots[at].lookup()).collect();
+    assert!(looked_up.len() > 1000);
+    core.apply(Event::Tick, LATER(40));
+    let ops = core.apply(Event::Swept(sweep_of(&[(looked_up[7], 1)])), LATER(40));
+    let ring = rings(&ops).pop().unwrap();
+    assert_eq!(ring.slots.iter().filter(|slot| slot.lookup()).count(), 1);
+    assert!(ring.slots[looked_up[7]].lookup());
+    core.apply(Event::Tick, LATER(80));
+    let ops = core.apply(Event::Swept(sweep_of(&[])), LATER(80));
+    assert!(rings(&ops)[0].slots.iter().all(|slot| !slot.lookup()));
+    assert_eq!(sweeps(&core.apply(Event::Tick, LATER(800))), 0, "the steady state again");
+}
+
+#[test]
+fn removed_real_gives_its_index_back_when_no_ring_and_no_flow_names_it() {
+    let Running { mut core, .. } = running(&config(&[(80, &[1, 2])], true), &[(1, UP), (2, UP)]);
+    let two = id(&core, 2);
+    let swept = |core: &mut Core, at: u64, entries: &[(usize, RealId)]| {
+        assert_eq!(sweeps(&core.apply(Event::Tick, LATER(at))), 1);
+        core.apply(Event::Swept(sweep_of(entries)), LATER(at))
+    };
+    core.apply(Event::Configured(config(&[(80, &[1])], true)), NOW());
+    assert!(reals(&swept(&mut core, 40, &[])).is_empty(), "the window's slots name it");
+    assert!(reals(&swept(&mut core, 1000, &[(5, two)])).is_empty(), "a flow names it");
+    let ops = swept(&mut core, 1040, &[]);
+    assert_eq!(reals(&ops), [(two, RealEntry::default())]);
+    assert!(ops.iter().any(|op| matches!(op, Op::Resolve(reals) if reals[..] == [address(1)])));
+    assert_eq!(core.reals().count(), 1);
+}
+
+#[test]
+fn real_configured_during_a_sweep_keeps_its_index() {
+    let both = config(&[(80, &[1, 2])], true);
+    let one = config(&[(80, &[1])], true);
+    let Running { mut core, .. } = running(&both, &[(1, UP), (2, UP)]);
+    core.apply(Event::Configured(one.clone()), NOW());
+    assert_eq!(sweeps(&core.apply(Event::Tick, LATER(1000))), 1);
+    for config in [&both, &one] {
+        core.apply(Event::Configured(config.clone()), LATER(1001));
+    }
+    assert!(reals(&core.apply(Event::Swept(sweep_of(&[])), LATER(1002))).is_empty());
+    assert_eq!(core.reals().count(), 2);
 }

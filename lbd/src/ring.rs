@@ -53,6 +53,8 @@ struct Entry {
     prev: RealId,
     track: bool,
     lookup: bool,
+    /// Not `TRACK` since the sweep under way began.
+    rests: bool,
 }
 
 impl Entry {
@@ -91,7 +93,7 @@ impl Ring {
         ring.adopted = true;
         let words = parts.iter().flat_map(|part| &part.slots);
         for ((slot, all), word) in ring.slots.iter_mut().zip(&mut ring.all).zip(words) {
-            *slot = Entry { cur: word.cur(), prev: word.prev(), track: word.track(), lookup: true };
+            *slot = Entry { cur: word.cur(), prev: word.prev(), track: word.track(), lookup: true, rests: false };
             // Which real the slot would have had with every real up is not known. Whatever it was, a window opens
             // wherever the new answer is, or may become, another than the one in use.
             *all = word.cur();
@@ -208,7 +210,39 @@ impl Ring {
         for (slot, all) in self.slots.iter_mut().zip(&self.all) {
             slot.track = slot.prev != 0 || (*all != 0 && !self.takers.contains(all));
             slot.lookup |= slot.track;
+            slot.rests &= !slot.track;
         }
+    }
+
+    /// The table of tracked flows is going to be read, once packets meet the ring as it is now.
+    pub fn begin_sweep(&mut self) {
+        for slot in &mut self.slots {
+            slot.rests = !slot.track;
+        }
+    }
+
+    /// The table was read since [`Ring::begin_sweep`], and names these slots. Those of the others that were not `TRACK` at
+    /// any time meanwhile have no entries and get none: their `LOOKUP` ends. True if there were any.
+    pub fn end_sweep(&mut self, named: impl Fn(usize) -> bool) -> bool {
+        let mut changed = false;
+        for (at, slot) in self.slots.iter_mut().enumerate() {
+            let ends = slot.rests && slot.lookup && !named(at);
+            slot.lookup &= !ends;
+            slot.rests = false;
+            changed |= ends;
+        }
+        changed
+    }
+
+    /// Whether flows of any slot are looked up.
+    #[must_use]
+    pub fn is_looked_up(&self) -> bool {
+        self.slots.iter().any(|slot| slot.lookup)
+    }
+
+    /// The reals that flows without an entry may be sent to.
+    pub fn named(&self) -> impl Iterator<Item = RealId> {
+        self.slots.iter().flat_map(|slot| [slot.cur, slot.prev])
     }
 
     /// When the open window closes.

@@ -119,6 +119,43 @@ fn digest_depends_on_state_and_not_on_history() {
     assert_ne!(ring_of(&[member(1)], now).digest(address), straight.digest(address));
 }
 
+fn indexes(ring: &Ring, of: impl Fn(Slot) -> bool) -> Vec<usize> {
+    slots(ring).iter().enumerate().filter(|(_, slot)| of(**slot)).map(|(at, _)| at).collect()
+}
+
+#[test]
+fn sweep_ends_the_look_up_of_slots_without_entries_that_rest() {
+    let now = Instant::now();
+    let mut members = [member(1), member(2), member(3)];
+    let mut ring = ring_of(&members, now);
+    (members[1].takes_new, members[1].serves) = (false, false);
+    ring.update(&members, false, now);
+    let tracked = indexes(&ring, Slot::track);
+    ring.begin_sweep();
+    assert!(!ring.end_sweep(|_| false), "they may still change back");
+    members[1] = member(2);
+    ring.update(&members, false, now);
+    ring.begin_sweep();
+    assert!(ring.end_sweep(|slot| slot == tracked[0]));
+    let looked_up = indexes(&ring, Slot::lookup);
+    assert_eq!(looked_up, tracked[..1]);
+}
+
+#[test]
+fn slot_that_was_tracked_during_a_sweep_is_looked_up_on() {
+    let now = Instant::now();
+    let mut members = [member(1), member(2)];
+    let mut ring = ring_of(&members, now);
+    ring.begin_sweep();
+    for takes_new in [false, true] {
+        (members[1].takes_new, members[1].serves) = (takes_new, takes_new);
+        ring.update(&members, false, now);
+    }
+    assert!(slots(&ring).iter().all(|slot| !slot.track()));
+    assert!(!ring.end_sweep(|_| false), "flows may have been remembered after the table was read");
+    assert!(ring.is_looked_up());
+}
+
 /// A pool with these weights, in a ring of the size that it is given by default.
 fn pool(weights: &[u16]) -> (Vec<Member>, Ring) {
     let candidate = |(n, &weight): (u32, &u16)| {
@@ -190,6 +227,8 @@ enum Step {
     Remove(u8),
     Weigh(u8, u16),
     Restart,
+    BeginSweep,
+    EndSweep,
     Pass(u16),
 }
 
@@ -203,6 +242,8 @@ fn step() -> impl Strategy<Value = Step> {
         real.clone().prop_map(Step::Remove),
         (real, 1..200_u16).prop_map(|(r, w)| Step::Weigh(r, w)),
         Just(Step::Restart),
+        Just(Step::BeginSweep),
+        Just(Step::EndSweep),
         (1..800_u16).prop_map(Step::Pass),
         (1..800_u16).prop_map(Step::Pass),
     ]
@@ -244,6 +285,8 @@ struct Flow {
 }
 
 struct World {
+    /// The slots that lived when the sweep under way began.
+    sweep: Option<BTreeSet<usize>>,
     now: Instant,
     members: Vec<Member>,
     ring: Ring,
@@ -259,7 +302,7 @@ impl World {
         let now = Instant::now();
         let members: Vec<_> = (1..=5).map(member).collect();
         let ring = ring_of(&members, now);
-        Self { now, members, ring, path: Path::default(), flows: Vec::new(), random, moved: 0, packets: 0 }
+        Self { sweep: None, now, members, ring, path: Path::default(), flows: Vec::new(), random, moved: 0, packets: 0 }
     }
 
     fn draw(&mut self, below: u64) -> u64 {
@@ -332,6 +375,17 @@ impl World {
             Step::FailHard(r) => self.health(r, false, false),
             Step::ClosePort(r) => self.health(r, false, true),
             Step::Restart => self.restart(),
+            // All that happens before its end is after the moment in which the table is read.
+            Step::BeginSweep => {
+                self.ring.begin_sweep();
+                self.path.entries.retain(|_, (_, seen)| self.now - *seen < IDLE);
+                self.sweep = Some(self.path.entries.keys().map(|&hash| slot_index(hash, self.ring.order())).collect());
+            }
+            Step::EndSweep => {
+                if let Some(named) = self.sweep.take() {
+                    self.ring.end_sweep(|slot| named.contains(&slot));
+                }
+            }
             Step::Recover(r) => self.health(r, true, true),
         }
         let members = self.members.clone();
@@ -341,6 +395,7 @@ impl World {
     /// The next daemon has the words of the ring, knows a real as up that new flows go to, and admits no other
     /// unless it recognises the ring.
     fn restart(&mut self) {
+        self.sweep = None;
         self.ring = Ring::adopt(SEED, IDLE, true, &self.ring.words(), self.now);
         let in_use = self.ring.current();
         let candidates: Vec<_> = self.members.iter().filter(|m| m.admitted).map(|m| m.candidate).collect();

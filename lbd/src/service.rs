@@ -159,6 +159,11 @@ impl Service {
         self.standings.iter().filter(|(_, s)| s.configured).map(|(&address, s)| (address, s))
     }
 
+    /// Forgets a real that is not configured: no flow goes to it any more.
+    pub fn forget(&mut self, real: IpAddr) {
+        self.standings.retain(|&address, standing| address != real || standing.configured);
+    }
+
     /// The flows that a real goes on serving, as far as this VIP knows it: removed ones finish what they have.
     #[must_use]
     pub fn serves(&self, real: IpAddr) -> Option<Serves> {

@@ -41,6 +41,12 @@ pub fn build(rows: &[Row], seed: [u8; 16], unmatched: VipMiss) -> Box<VipTable> 
     }
 }
 
+/// A time in whole seconds, rounded up. No configuration admits one beyond 16 bits.
+#[must_use]
+pub fn seconds(flow_idle: Duration) -> u16 {
+    u16::try_from(flow_idle.as_millis().div_ceil(1000)).unwrap_or(u16::MAX)
+}
+
 fn fill(table: &mut VipTable, rows: &[Row]) -> Result<(), BucketFull> {
     rows.iter().try_for_each(|row| add(table, row))
 }
@@ -51,8 +57,7 @@ fn add(table: &mut VipTable, row: &Row) -> Result<(), BucketFull> {
         Protocol::Tcp => net::TCP,
         Protocol::Udp => net::UDP,
     };
-    let flow_idle = row.flow_idle.as_millis().div_ceil(1000);
-    let flow_idle_s = u16::try_from(flow_idle).unwrap_or(u16::MAX);
+    let flow_idle_s = seconds(row.flow_idle);
     let ring = RingRef::new(row.index, row.ring_order);
     let entry = |key| VipEntry { key, vip: row.index, ring, flow_idle_s, hash: row.hash as u16 };
     let keys = [(row.key.port.to_be(), protocol), (0, ANY_PROTOCOL)];

@@ -1,5 +1,5 @@
 //! Packets that no longer fit once encapsulated: a client that is told sends smaller ones. Needs root.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a helper that fails fails its test")]
 
 mod common;
 

@@ -6,7 +6,9 @@ use comfy_table::{Cell, CellAlignment, Color, Table, presets};
 use jiff::Timestamp;
 
 use crate::config::VipKey;
-use crate::model::{Admin, Health, Phase, RealRow, ReloadResult, Stats, Status, Verdict, VipRow, XdpMode};
+use crate::model::{
+    Admin, Health, Phase, RealRow, ReloadResult, Stats, Status, TrackedStats, Verdict, VipRow, XdpMode,
+};
 
 /// How to draw.
 #[derive(Debug, Clone, Copy)]
@@ -168,8 +170,8 @@ pub fn stats(stats: &Stats, style: Style) -> String {
         table(&["REAL", "PACKETS", "BYTES", "SYNS", "REPEATED"], reals, style),
         table(&["VERDICT", "REASON", "PACKETS"], reasons, style),
     ];
-    let tracked = stats.tracked;
-    format!("{}\ntracked flows: {} hits, {} misses\n", tables.join("\n"), tracked.hits, tracked.misses)
+    let TrackedStats { hits, misses, evictions } = stats.tracked;
+    format!("{}\ntracked flows: {hits} hits, {misses} misses, {evictions} evictions\n", tables.join("\n"))
 }
 
 /// `lbctl reload`

@@ -127,7 +127,7 @@ fn some_stats() -> Stats {
             ReasonStats { verdict: Verdict::Tx, reason: "forwarded".into(), packets: 12 },
             ReasonStats { verdict: Verdict::Drop, reason: "fragment".into(), packets: 1 },
         ],
-        tracked: TrackedStats { hits: 5, misses: 6 },
+        tracked: TrackedStats { hits: 5, misses: 6, evictions: 7 },
     }
 }
 
@@ -212,7 +212,7 @@ VERDICT  REASON     PACKETS
 tx       forwarded       12
 drop     fragment         1
 
-tracked flows: 5 hits, 6 misses
+tracked flows: 5 hits, 6 misses, 7 evictions
 "
         )
     );

@@ -212,6 +212,7 @@ fn stats(vips: &[VipKey], reals: &[IpAddr], report: &Report) -> Stats {
         tracked: TrackedStats {
             hits: events(&[FlowEvent::Hit]),
             misses: events(&[FlowEvent::MissSyn, FlowEvent::MissTcp, FlowEvent::MissUdp]),
+            evictions: events(&[FlowEvent::Evict]),
         },
     }
 }

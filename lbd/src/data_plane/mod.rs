@@ -2,11 +2,14 @@
 
 mod attachment;
 mod bpffs;
+mod flows;
 mod inheritance;
+mod layout;
 mod pending;
 mod worker;
 
 pub use attachment::{Attached, Mode};
+pub use flows::{FlowTable, tick_now};
 pub use worker::{Outcome, Report, Worker};
 
 use aya::{
@@ -15,6 +18,7 @@ use aya::{
     programs::Xdp,
 };
 use inheritance::OWN_MAPS;
+use layout::SHARED_MAPS;
 use lb_ebpf::{
     counter::{self, Counter, FlowEvent, Reason},
     objects::LOAD_BALANCER,
@@ -33,8 +37,6 @@ use std::{
 /// Threads that swap rings at the same time.
 const SWAPPERS: usize = 64;
 const PROGRAM: &str = "load_balancer";
-/// Maps that a daemon and the next one share: flows name reals by their index, and counters count on.
-const SHARED_MAPS: [&str; 4] = ["REALS", "FLOWS", "COUNTS", "SYNS"];
 
 /// An operation on the data plane that failed: what, on which object, and why, down to what the kernel said.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +85,7 @@ pub struct DataPlane {
     reals: Array<MapData, RealEntry>,
     counts: PerCpuArray<MapData, Counter>,
     syns: PerCpuArray<MapData, SynCounter>,
+    flows: FlowTable,
     /// The kernel's ids of [`OWN_MAPS`].
     own_maps: [u32; 2],
     directory: PathBuf,
@@ -95,12 +98,14 @@ impl DataPlane {
     /// takes its place.
     ///
     /// # Errors
-    /// No privilege, no bpffs, another process has the directory, or the kernel refuses the program; the verifier's last words are included.
+    /// No privilege, no bpffs, another process has the directory, another version of lbd left maps there, or the kernel
+    /// refuses the program; the verifier's last words are included.
     pub fn load(directory: &Path) -> Result<Self, Error> {
         bpffs::ensure(directory)?;
         let lock = bpffs::lock(directory)?;
+        layout::check(directory)?;
         let mut loader = EbpfLoader::new();
-        for map in SHARED_MAPS {
+        for (map, _) in SHARED_MAPS {
             loader.map_pin_path(map, directory.join(map));
         }
         let mut ebpf = loader.load(LOAD_BALANCER).map_err(Error::new("load", "the XDP object"))?;
@@ -115,6 +120,7 @@ impl DataPlane {
             reals: take(&mut ebpf, "REALS")?,
             counts: take(&mut ebpf, "COUNTS")?,
             syns: take(&mut ebpf, "SYNS")?,
+            flows: FlowTable::of(&ebpf)?,
             ebpf,
             directory: directory.to_owned(),
             _lock: lock,
@@ -207,6 +213,12 @@ impl DataPlane {
         Ok(self.counter(counter::flow_event_index(event))?.packets)
     }
 
+    /// The tracked flows, as the program reads and writes them.
+    #[must_use]
+    pub fn flows(&self) -> &FlowTable {
+        &self.flows
+    }
+
     /// The program's identity.
     ///
     /// # Errors
@@ -226,7 +238,7 @@ impl DataPlane {
 
     /// Takes away the pinned maps: the next daemon starts afresh.
     fn unpin_maps(&self) -> Result<(), Error> {
-        SHARED_MAPS.iter().try_for_each(|map| bpffs::remove(&self.directory.join(map)))?;
+        SHARED_MAPS.iter().try_for_each(|(map, _)| bpffs::remove(&self.directory.join(map)))?;
         self.unpin_own_maps()
     }
 }

@@ -1,8 +1,8 @@
 //! The data plane on a thread of its own: an outer map's update waits for an RCU grace period (12 to 20 ms), which is
 //! nothing for an async task to wait for, and a driver may take seconds to attach.
 
-use super::{Attached, DataPlane, Error, Mode, ProgramInfo, pending::Pending};
-use crate::reconcile::Inheritance;
+use super::{Attached, DataPlane, Error, Mode, ProgramInfo, pending::Pending, tick_now};
+use crate::{reconcile::Inheritance, sweep::Sweep};
 use lb_ebpf::{
     counter::{Counter, FlowEvent, Reason, real_index, vip_index},
     real::RealEntry,
@@ -34,12 +34,19 @@ enum Job {
 /// What is answered once everything before it is done.
 enum Question {
     Attach(Vec<String>, Mode),
+    Sweep(u16),
     Report(Vec<u16>, Vec<RealId>, oneshot::Sender<Result<Report, Error>>),
     Detach(oneshot::Sender<Result<(), Error>>),
 }
 
-/// What became of the attachment.
-pub type Outcome = Result<Vec<Attached>, Error>;
+/// What became of something that takes its time.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The attachment.
+    Attached(Result<Vec<Attached>, Error>),
+    /// The sweep over the tracked flows.
+    Swept(Result<Sweep, Error>),
+}
 
 /// What the data plane says of itself.
 #[derive(Clone, Debug)]
@@ -69,13 +76,13 @@ struct Gone;
 
 impl Worker {
     /// Loads the data plane on a new thread; returns what an earlier daemon left, and where the outcome of each
-    /// [`Worker::attach`] comes. That ends when the thread does.
+    /// [`Worker::attach`] and [`Worker::sweep`] comes. That ends when the thread does.
     ///
     /// # Errors
     /// As [`DataPlane::load`].
     pub fn start(directory: PathBuf) -> Result<(Self, Inheritance, UnboundedReceiver<Outcome>), Error> {
         let (jobs, queue) = mpsc::channel();
-        let (outcomes, attachments) = tokio::sync::mpsc::unbounded_channel();
+        let (outcomes, outcome_queue) = tokio::sync::mpsc::unbounded_channel();
         let (started, outcome) = mpsc::channel();
         let body = move || match DataPlane::load(&directory) {
             Ok(data_plane) => {
@@ -88,7 +95,7 @@ impl Worker {
         let thread = thread::Builder::new().name("data-plane".into()).stack_size(STACK).spawn(body);
         thread.map_err(Error::new("start", "the data plane's thread"))?;
         let inheritance = outcome.recv().map_err(Error::new("start", "the data plane's thread"))??;
-        Ok((Self { jobs }, inheritance, attachments))
+        Ok((Self { jobs }, inheritance, outcome_queue))
     }
 
     /// Writes a real.
@@ -109,6 +116,12 @@ impl Worker {
     /// Attaches to these interfaces; the outcome comes where [`Worker::start`] said.
     pub fn attach(&self, interfaces: Vec<String>, mode: Mode) {
         self.submit(Job::Ask(Question::Attach(interfaces, mode)));
+    }
+
+    /// Sweeps the tracked flows, which may be silent for so many seconds, when all that was told before is done; the
+    /// outcome comes where [`Worker::start`] said.
+    pub fn sweep(&self, longest_idle_s: u16) {
+        self.submit(Job::Ask(Question::Sweep(longest_idle_s)));
     }
 
     /// Reads the counters of these VIPs and reals, and everything else. Asked at once, wherever it is awaited.
@@ -161,7 +174,13 @@ fn run(mut data_plane: DataPlane, queue: &mpsc::Receiver<Job>, outcomes: &tokio:
         // An answer that nobody waits for any more is dropped.
         match question {
             Some(Question::Attach(interfaces, mode)) => {
-                drop(outcomes.send(written.and_then(|()| data_plane.attach(&interfaces, mode))));
+                let attached = written.and_then(|()| data_plane.attach(&interfaces, mode));
+                drop(outcomes.send(Outcome::Attached(attached)));
+            }
+            // While packets meet an earlier ring, they may insert where the newest says that none do.
+            Some(Question::Sweep(idle_s)) => {
+                let swept = written.and_then(|()| Ok(Sweep::over(data_plane.flows().buckets(), tick_now()?, idle_s)));
+                drop(outcomes.send(Outcome::Swept(swept)));
             }
             Some(Question::Report(vips, reals, answer)) => drop(answer.send(report(&mut data_plane, &vips, &reals))),
             Some(Question::Detach(answer)) => drop(answer.send(data_plane.detach())),

@@ -1,14 +1,15 @@
 //! The maps, and counting.
 
 use aya_ebpf::{
-    btf_maps::{Array, ArrayOfMaps, LruHashMap, PerCpuArray},
+    bindings::BPF_F_MMAPABLE,
+    btf_maps::{Array, ArrayOfMaps, PerCpuArray},
     helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
 use lb_ebpf::{
     counter::{COUNTERS, Counter},
-    flow::{Flow, MAX_FLOWS},
-    rate::Bucket,
+    flow::{BUCKETS, Bucket},
+    rate,
     real::{MAX_REALS, RealEntry},
     ring::{MAX_RINGS, RING_PARTS, RealId, Ring},
     syn::{SynCounter, SynSketch},
@@ -27,9 +28,9 @@ pub(crate) static RINGS: ArrayOfMaps<Array<Ring, 1>, { MAX_RINGS * RING_PARTS }>
 #[btf_map]
 pub(crate) static REALS: Array<RealEntry, MAX_REALS> = Array::new();
 
-/// The tracked flows, by their hash.
+/// The tracked flows; the daemon sweeps them through a mapping of its own.
 #[btf_map]
-pub(crate) static FLOWS: LruHashMap<u64, Flow, MAX_FLOWS> = LruHashMap::new();
+pub(crate) static FLOWS: Array<Bucket, BUCKETS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// Counters of reasons, flow events, VIPs and reals.
 #[btf_map]
@@ -45,7 +46,7 @@ static SYN_SKETCH: PerCpuArray<SynSketch, 1> = PerCpuArray::new();
 
 /// How many more clients may be told that a packet is too big.
 #[btf_map]
-static TOO_BIG: PerCpuArray<Bucket, 1> = PerCpuArray::new();
+static TOO_BIG: PerCpuArray<rate::Bucket, 1> = PerCpuArray::new();
 
 /// Adds one packet of `bytes` to a counter of this CPU.
 #[inline(always)]

@@ -7,7 +7,12 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use aya::{EbpfLoader, maps::MapInfo, programs::Xdp};
-use lb_ebpf::{objects::LOAD_BALANCER, ring::Ring, vip::VipTable};
+use lb_ebpf::{
+    flow::{BUCKETS, Bucket},
+    objects::LOAD_BALANCER,
+    ring::Ring,
+    vip::VipTable,
+};
 use serde::Serialize;
 
 /// Sizes of the program that is deployed, not of the one that is timed.
@@ -19,6 +24,8 @@ pub(crate) struct Footprint {
     pub(crate) verified_instructions: Option<u32>,
     /// Maps before the first VIP, bytes.
     pub(crate) map_bytes: u64,
+    /// The table of tracked flows, which is one of them, bytes.
+    pub(crate) flow_table_bytes: usize,
     /// The table of VIPs, bytes.
     pub(crate) vip_table_bytes: usize,
     /// What each VIP adds: its ring, bytes.
@@ -36,6 +43,7 @@ impl Footprint {
             program_bytes: info.size_jitted(),
             verified_instructions: info.verified_instruction_count(),
             map_bytes: info.map_ids()?.unwrap_or_default().into_iter().map(map_bytes).sum::<Result<_>>()?,
+            flow_table_bytes: BUCKETS * size_of::<Bucket>(),
             vip_table_bytes: size_of::<VipTable>(),
             ring_bytes: size_of::<Ring>(),
         })

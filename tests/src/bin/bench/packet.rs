@@ -135,11 +135,19 @@ impl Results {
             table.add_row([&[row.row.to_owned()], &ns[..], &[ratio], &shares[..]].concat());
         }
         println!("{table}");
-        let Footprint { program_bytes, verified_instructions, map_bytes, vip_table_bytes, ring_bytes } = self.footprint;
+        let Footprint {
+            program_bytes,
+            verified_instructions,
+            map_bytes,
+            flow_table_bytes,
+            vip_table_bytes,
+            ring_bytes,
+        } = self.footprint;
         let verified = verified_instructions.map_or("unknown".to_owned(), |number| number.to_string());
         println!("program {program_bytes} B of machine code, {verified} instructions verified");
         println!(
-            "maps {map_bytes} B before the first VIP; table of VIPs {vip_table_bytes} B, each ring {ring_bytes} B"
+            "maps {map_bytes} B before the first VIP, of which tracked flows {flow_table_bytes} B; \
+             table of VIPs {vip_table_bytes} B, each ring {ring_bytes} B"
         );
     }
 }
