@@ -1,7 +1,7 @@
 //! The load balancer's daemon and its CLI.
 //!
-//! Pure: `config`, `maglev`, `ring`, `service`, `reconcile`, `sweep`, `vip_table`,
-//! `ids`. Edges: `data_plane`, `nexthop`, `api`, `daemon`, `cli`.
+//! Pure: `config`, `maglev`, `ring`, `service`, `reconcile`, `sweep`, `vip_table`, `ids`. Edges: `data_plane`, `nexthop`,
+//! `api`, `daemon`, `cli`, `simulate`.
 
 pub mod api;
 pub mod cli;
@@ -15,5 +15,6 @@ pub mod nexthop;
 pub mod reconcile;
 pub mod ring;
 pub mod service;
+pub mod simulate;
 pub mod sweep;
 pub mod vip_table;

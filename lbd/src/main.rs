@@ -5,9 +5,11 @@ use lbd::{
     config::Config,
     daemon::{self, Options},
     data_plane::Mode,
+    simulate::{self, Summary},
 };
 use std::{
-    io::IsTerminal as _,
+    io::{self, BufWriter, IsTerminal as _},
+    net::IpAddr,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -30,6 +32,42 @@ enum Command {
         #[arg(long, value_name = "FILE", default_value = "/etc/lbd/lbd.toml")]
         config: PathBuf,
     },
+    Simulate(Simulate),
+}
+
+/// Run each packet of a capture through the XDP program, off the wire, and say what becomes of it.
+///
+/// The program is the real one, with the maps that the configuration gives; what it remembers of a packet holds for the
+/// next ones. Nothing is attached, pinned or sent. Each packet is a line of JSON on standard output:
+///
+/// {"n":1,"verdict":"TX","reason":"forwarded","vip":"198.19.10.1:80/tcp","real":"198.18.222.11","note":null}
+///
+/// Every key is always there. A packet that cannot be run (not captured whole, or longer than 3520 bytes) has the
+/// verdict null, and its note says why. A summary follows on standard error.
+///
+/// Made up: every real is up but those given with --down; MAC addresses are 02:00 and the real's address; the outer
+/// source is 192.0.2.1 where the configuration has no `outer_source`. Time stands still: `flow_idle` does not pass.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Exit status: 0 done, 1 the configuration, the capture or the kernel is at fault (packets before \
+                  that are told all the same), 2 usage. Takes root."
+)]
+struct Simulate {
+    /// The configuration.
+    #[arg(long, value_name = "FILE", default_value = "/etc/lbd/lbd.toml")]
+    config: PathBuf,
+    /// The capture: pcap or pcapng, of Ethernet.
+    #[arg(long, value_name = "IN")]
+    pcap: PathBuf,
+    /// Where to write the packets that would leave: a pcap file with the times of the capture, replaced if it is there.
+    #[arg(short = 'w', long = "write", value_name = "OUT")]
+    out: Option<PathBuf>,
+    /// A real that is down, as if it had failed after it was up; may be given several times.
+    #[arg(long, value_name = "REAL")]
+    down: Vec<IpAddr>,
+    /// The largest outer packet that the paths to the reals carry, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = clap::value_parser!(u16).range(68..))]
+    mtu: u16,
 }
 
 #[derive(clap::Args)]
@@ -59,6 +97,7 @@ async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(run) => start(run).await,
         Command::Check { config } => check(&config),
+        Command::Simulate(options) => simulate(options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -74,6 +113,17 @@ fn check(path: &Path) -> Result<(), String> {
     let reals: usize = config.vips().iter().map(|vip| vip.reals().len()).sum();
     println!("{}: valid; VIPs: {}, reals: {reals}", path.display(), config.vips().len());
     Ok(())
+}
+
+fn simulate(args: Simulate) -> Result<(), String> {
+    let Simulate { config, pcap, out, down, mtu } = args;
+    let mut summary = Summary::default();
+    let mut lines = BufWriter::new(io::stdout().lock());
+    let outcome = simulate::run(&simulate::Options { config, pcap, out, down, mtu }, &mut lines, &mut summary);
+    if outcome.is_ok() || !summary.is_empty() {
+        eprintln!("{summary}");
+    }
+    outcome.map_err(|error| error.to_string())
 }
 
 async fn start(run: Run) -> Result<(), String> {

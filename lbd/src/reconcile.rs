@@ -233,9 +233,8 @@ impl Core {
         }
         // A real must serve before a ring names it, and a ring must have left it before it serves no more:
         // both orders are safe, since the path asks `serves` only of flows that a real already has.
-        let mut ops = self.write_reals();
-        ops.extend(rings);
-        ops
+        let real = self.reals.get(&key.real).and_then(|id| self.write_real(key.real, id));
+        real.into_iter().chain(rings).collect()
     }
 
     fn close_windows(&mut self, now: Instant) -> Vec<Op> {
@@ -355,30 +354,30 @@ impl Core {
 
     /// The reals whose entry is not what the map holds.
     fn write_reals(&mut self) -> Vec<Op> {
-        let mut ops = Vec::new();
-        for (&address, id) in self.reals.iter() {
-            let Some(real) = ipv4(address) else { continue };
-            let known = self.written.get(&id).copied();
-            let serves = match (self.serves(address), known) {
-                (Some(serves), _) => flags_of(serves),
-                (None, known) => known.map_or(0, |entry| entry.serves),
-            };
-            let hop = self.hops.get(&address);
-            let source = self.config.node().outer_source();
-            let entry = match (hop, known) {
-                (Some(hop), _) => RealEntry::ipip(source.unwrap_or(hop.source), real, Some(&link_layer(hop)), serves),
-                // An earlier daemon knew the way.
-                (None, Some(mut entry)) => {
-                    entry.serves = serves;
-                    entry
-                }
-                (None, None) => RealEntry::ipip(source.unwrap_or(Ipv4Addr::UNSPECIFIED), real, None, serves),
-            };
-            if self.written.insert(id, entry) != Some(entry) {
-                ops.push(Op::Real(id, entry));
+        let reals: Vec<_> = self.reals().collect();
+        reals.into_iter().filter_map(|(address, id)| self.write_real(address, id)).collect()
+    }
+
+    /// A real, if its entry is not what the map holds.
+    fn write_real(&mut self, address: IpAddr, id: RealId) -> Option<Op> {
+        let real = ipv4(address)?;
+        let known = self.written.get(&id).copied();
+        let serves = match (self.serves(address), known) {
+            (Some(serves), _) => flags_of(serves),
+            (None, known) => known.map_or(0, |entry| entry.serves),
+        };
+        let hop = self.hops.get(&address);
+        let source = self.config.node().outer_source();
+        let entry = match (hop, known) {
+            (Some(hop), _) => RealEntry::ipip(source.unwrap_or(hop.source), real, Some(&link_layer(hop)), serves),
+            // An earlier daemon knew the way.
+            (None, Some(mut entry)) => {
+                entry.serves = serves;
+                entry
             }
-        }
-        ops
+            (None, None) => RealEntry::ipip(source.unwrap_or(Ipv4Addr::UNSPECIFIED), real, None, serves),
+        };
+        (self.written.insert(id, entry) != Some(entry)).then_some(Op::Real(id, entry))
     }
 
     /// A real serves while any of its VIPs says so: a flow of another VIP that is sent to it all the same is

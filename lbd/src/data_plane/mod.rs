@@ -6,10 +6,12 @@ mod flows;
 mod inheritance;
 mod layout;
 mod pending;
+mod test_run;
 mod worker;
 
 pub use attachment::{Attached, Mode};
 pub use flows::{FlowTable, tick_now};
+pub use test_run::{Ran, TEST_RUN_FRAME, XdpAction};
 pub use worker::{Outcome, Report, Worker};
 
 use aya::{
@@ -30,6 +32,8 @@ use lb_ebpf::{
 use std::{
     collections::BTreeMap,
     fs::File,
+    io,
+    ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     thread,
 };
@@ -55,12 +59,25 @@ impl Error {
         let object = object.to_string();
         move |cause| Self { operation, object, cause: cause.into() }
     }
+
+    /// Whether the kernel refused it for want of a privilege.
+    #[must_use]
+    pub fn is_permission_denied(&self) -> bool {
+        let mut causes = causes(&*self.cause).filter_map(|cause| cause.downcast_ref::<io::Error>());
+        causes.any(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
+type Cause = dyn std::error::Error + 'static;
+
+/// An error and all that it came from.
+fn causes(error: &Cause) -> impl Iterator<Item = &Cause> {
+    std::iter::successors(Some(error), |error| error.source())
 }
 
 /// An error and all that it came from, on one line.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let mut texts: Vec<_> = causes.map(ToString::to_string).collect();
+    let mut texts: Vec<_> = causes(error).map(ToString::to_string).collect();
     // Some tell their source themselves.
     texts.dedup_by(|source, text| text.ends_with(source.as_str()));
     texts.join(": ")
@@ -77,8 +94,8 @@ pub struct ProgramInfo {
     pub verified_instructions: Option<u32>,
 }
 
-/// The loaded program and its maps.
-pub struct DataPlane {
+/// The loaded program and its maps. They go when this does, unless something else holds them.
+pub struct Program {
     ebpf: Ebpf,
     vips: ArrayOfMaps<MapData, Array<MapData, VipTable>>,
     rings: Rings,
@@ -88,8 +105,27 @@ pub struct DataPlane {
     flows: FlowTable,
     /// The kernel's ids of [`OWN_MAPS`].
     own_maps: [u32; 2],
+}
+
+/// The program with a place on a bpffs, where its maps and links outlive it.
+pub struct DataPlane {
+    program: Program,
     directory: PathBuf,
     _lock: File,
+}
+
+impl Deref for DataPlane {
+    type Target = Program;
+
+    fn deref(&self) -> &Program {
+        &self.program
+    }
+}
+
+impl DerefMut for DataPlane {
+    fn deref_mut(&mut self) -> &mut Program {
+        &mut self.program
+    }
 }
 
 impl DataPlane {
@@ -108,6 +144,26 @@ impl DataPlane {
         for (map, _) in SHARED_MAPS {
             loader.map_pin_path(map, directory.join(map));
         }
+        Ok(Self { program: Program::load_with(&mut loader)?, directory: directory.to_owned(), _lock: lock })
+    }
+
+    /// Takes away the pinned maps: the next daemon starts afresh.
+    fn unpin_maps(&self) -> Result<(), Error> {
+        SHARED_MAPS.iter().try_for_each(|(map, _)| bpffs::remove(&self.directory.join(map)))?;
+        self.unpin_own_maps()
+    }
+}
+
+impl Program {
+    /// Loads the program with maps of its own. Nothing is pinned or attached.
+    ///
+    /// # Errors
+    /// No privilege, or the kernel refuses the program; the verifier's last words are included.
+    pub fn load() -> Result<Self, Error> {
+        Self::load_with(&mut EbpfLoader::new())
+    }
+
+    fn load_with(loader: &mut EbpfLoader<'_>) -> Result<Self, Error> {
         let mut ebpf = loader.load(LOAD_BALANCER).map_err(Error::new("load", "the XDP object"))?;
         xdp(&mut ebpf)?.load().map_err(Error::new("load", "the XDP program"))?;
         let id = |name| map_id(&ebpf, name).map_err(Error::new("find map", name));
@@ -122,8 +178,6 @@ impl DataPlane {
             syns: take(&mut ebpf, "SYNS")?,
             flows: FlowTable::of(&ebpf)?,
             ebpf,
-            directory: directory.to_owned(),
-            _lock: lock,
         })
     }
 
@@ -235,12 +289,6 @@ impl DataPlane {
     pub fn xdp(&mut self) -> Result<&mut Xdp, Error> {
         xdp(&mut self.ebpf)
     }
-
-    /// Takes away the pinned maps: the next daemon starts afresh.
-    fn unpin_maps(&self) -> Result<(), Error> {
-        SHARED_MAPS.iter().try_for_each(|(map, _)| bpffs::remove(&self.directory.join(map)))?;
-        self.unpin_own_maps()
-    }
 }
 
 fn swap_part(outer: u32, part: &[(u32, &Ring)]) -> BTreeMap<u32, Error> {
@@ -288,7 +336,6 @@ fn filled<T: aya::Pod>(value: &T) -> Result<Array<MapData, T>, MapError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io;
 
     #[derive(Debug, thiserror::Error)]
     #[error("`bpf_link_create` failed")]

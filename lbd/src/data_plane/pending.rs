@@ -1,6 +1,7 @@
 //! What the maps do not hold yet: of each real, ring and table only the newest.
 
-use super::{DataPlane, Error};
+use super::{Error, Program};
+use crate::reconcile::Op;
 use lb_ebpf::{
     real::RealEntry,
     ring::{RealId, Ring},
@@ -18,7 +19,7 @@ pub(super) trait Maps {
     fn swap_vips(&mut self, table: &VipTable) -> Result<(), Error>;
 }
 
-impl Maps for DataPlane {
+impl Maps for Program {
     fn set_real(&mut self, id: RealId, entry: RealEntry) -> Result<(), Error> {
         Self::set_real(self, id, entry)
     }
@@ -29,6 +30,25 @@ impl Maps for DataPlane {
 
     fn swap_vips(&mut self, table: &VipTable) -> Result<(), Error> {
         Self::swap_vips(self, table)
+    }
+}
+
+impl Program {
+    /// Writes what these operations say of the maps, of each place the newest; what they ask of others is left out.
+    ///
+    /// # Errors
+    /// The kernel refuses a map or an update.
+    pub fn carry_out(&mut self, ops: impl IntoIterator<Item = Op>) -> Result<(), Error> {
+        let mut pending = Pending::default();
+        for op in ops {
+            match op {
+                Op::Real(id, entry) => pending.real(id, entry),
+                Op::Ring(index, ring) => pending.ring(index, ring),
+                Op::Vips(table) => pending.vips(table),
+                Op::Checks(_) | Op::Resolve(_) | Op::NoIndex(_) | Op::Attach | Op::Sweep(_) => {}
+            }
+        }
+        pending.flush(self)
     }
 }
 

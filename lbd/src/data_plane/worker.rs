@@ -167,7 +167,7 @@ async fn answered<T>(outcome: oneshot::Receiver<Result<T, Error>>) -> Result<T, 
 fn run(mut data_plane: DataPlane, queue: &mpsc::Receiver<Job>, outcomes: &tokio::sync::mpsc::UnboundedSender<Outcome>) {
     let mut pending = Pending::default();
     while let Ok(question) = take(queue, &mut pending) {
-        let written = pending.flush(&mut data_plane);
+        let written = pending.flush(&mut *data_plane);
         if let Err(error) = &written {
             tracing::error!(%error, again = ?RETRY, "the data plane was not updated");
         }

@@ -11,7 +11,7 @@ use crate::maps::{FLOWS, REALS, count};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use lb_ebpf::{
     counter::{FlowEvent, flow_event_index},
-    flow::{Entry, Tick, WAYS, bucket_index},
+    flow::{Bucket, Entry, Tick, WAYS, bucket_index},
     net::TCP,
     real::{SERVES_TCP, SERVES_UDP},
     ring::{RealId, Slot},
@@ -80,7 +80,7 @@ extern "C" fn tracked_real(slot: u32, hash: u64, protocol: u32, idle_s: u32, kin
         if way < WAYS {
             bucket.store(way, entry);
         } else {
-            insert(hash, entry.0, u32::from(idle_s));
+            insert(bucket, hash, entry, idle_s);
         }
         event(FlowEvent::Insert);
     } else if kind == Kind::Syn && way < WAYS {
@@ -90,18 +90,14 @@ extern "C" fn tracked_real(slot: u32, hash: u64, protocol: u32, idle_s: u32, kin
     u32::from(choice)
 }
 
-/// Puts a new flow's entry in the place of another; again a function that the verifier walks through once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn insert(hash: u64, entry: u64, idle_s: u32) -> u32 {
-    let entry = Entry(entry);
-    let Some(bucket) = FLOWS.get(bucket_index(hash) as u32) else { return 0 };
-    let place = bucket.place(hash, entry.last_seen(), idle_s as u16);
+/// Puts a new flow's entry in the place of another.
+#[inline(always)]
+fn insert(bucket: &Bucket, hash: u64, entry: Entry, idle_s: u16) {
+    let place = bucket.place(hash, entry.last_seen(), idle_s);
     if place.evicts {
         event(FlowEvent::Evict);
     }
     bucket.store(place.way, entry);
-    1
 }
 
 #[inline(always)]
