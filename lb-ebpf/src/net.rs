@@ -23,6 +23,8 @@ pub const VERSION_IHL: u8 = 0x45;
 pub const IP_DF: u16 = 0x4000_u16.to_be();
 /// IPv4 "more fragments" and the fragment offset, in network byte order as loaded from memory.
 pub const IP_FRAGMENT: u16 = 0x3fff_u16.to_be();
+/// Length of an ICMP or ICMPv6 header, bytes.
+pub const ICMP_LEN: usize = 8;
 /// Protocol number of ICMP.
 pub const ICMP: u8 = 1;
 /// Protocol number of IPv4 in IPv4 (RFC 2003).

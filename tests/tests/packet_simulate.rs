@@ -266,7 +266,7 @@ fn mtu_decides_which_packets_are_too_big() {
     let desk = Desk::new();
     let capture = pcap(&[udp(1500 - 20 - 20 - 8), udp(1500 - 20 - 20 - 8 + 1)]);
     let reasons = |lines: Vec<Value>| lines.iter().map(|line| field(line, "reason").to_owned()).collect::<Vec<_>>();
-    assert_eq!(reasons(desk.run(&capture, &[]).lines()), ["forwarded", "drop_too_big"]);
+    assert_eq!(reasons(desk.run(&capture, &[]).lines()), ["forwarded", "too_big_reply"]);
     assert_eq!(reasons(desk.run(&capture, &["--mtu", "1520"]).lines()), ["forwarded", "forwarded"]);
 }
 

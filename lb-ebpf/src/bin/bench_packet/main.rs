@@ -46,7 +46,7 @@ use aya_ebpf::{
 };
 use lb_ebpf::{
     bench::{PACKETS_PER_RUN, Traffic, Tuple, address6},
-    net::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_LEN, IPV6_LEN},
+    net::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMP_LEN, IPV4_LEN, IPV6_LEN},
 };
 
 /// What user space asks for.
@@ -65,6 +65,13 @@ fn packets(ctx: XdpContext) -> u32 {
 #[expect(clippy::needless_pass_by_value, reason = "the macro hands the context over")]
 fn packets6(ctx: XdpContext) -> u32 {
     run::<IPV6_LEN>(&ctx, make6, balance)
+}
+
+/// The same with ICMP errors about replies of the VIP.
+#[xdp]
+#[expect(clippy::needless_pass_by_value, reason = "the macro hands the context over")]
+fn errors(ctx: XdpContext) -> u32 {
+    run::<IPV4_LEN>(&ctx, make_error, balance)
 }
 
 /// The same around the least that an encapsulating program can do.
@@ -155,6 +162,26 @@ fn make6(frame: Frame, tuple: Tuple) -> bool {
         frame.store(ETH_LEN + 8, address6(tuple.source));
         frame.store(ETH_LEN + 24, address6(tuple.destination));
         frame.store(ETH_LEN + IPV6_LEN, tuple.ports);
+    }
+    true
+}
+
+/// An ICMP error: the tuple's destination is told of its own packet to the tuple's source.
+#[inline(always)]
+fn make_error(frame: Frame, tuple: Tuple) -> bool {
+    let quote = ETH_LEN + IPV4_LEN + ICMP_LEN;
+    if !frame.has(quote + IPV4_LEN + 4) {
+        return false;
+    }
+    // SAFETY: all within the bytes that were asked for above.
+    unsafe {
+        frame.store(0, 0_u64);
+        frame.store(8, 0_u32);
+        frame.store(12, ETHERTYPE_IPV4);
+        frame.store(ETH_LEN + 16, tuple.destination);
+        frame.store(quote + 12, tuple.destination);
+        frame.store(quote + 16, tuple.source);
+        frame.store(quote + IPV4_LEN, tuple.ports.rotate_left(16));
     }
     true
 }

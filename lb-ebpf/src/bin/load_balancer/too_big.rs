@@ -15,10 +15,11 @@ use aya_ebpf::{
 };
 use lb_ebpf::{
     counter::Reason,
-    net::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMP, ICMPV6, IP_DF, IPV4_LEN, IPV6_LEN, VERSION_IHL, fold},
+    net::{
+        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMP, ICMP_LEN, ICMPV6, IP_DF, IPV4_LEN, IPV6_LEN, VERSION_IHL, fold,
+    },
 };
 
-const ICMP_LEN: usize = 8;
 /// The kernel's `bpf_csum_diff` adds up no more at a time.
 const SUM_LEN: usize = 512;
 /// What an ICMP error quotes: as much as fits into one call, below the 576 bytes in all of RFC 1812 §4.3.2.3, or else

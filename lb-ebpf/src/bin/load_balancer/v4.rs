@@ -10,12 +10,11 @@ use crate::{
 use aya_ebpf::programs::XdpContext;
 use lb_ebpf::{
     counter::Reason,
-    net::{ETH_LEN, ICMP, IP_DF, IP_FRAGMENT, IPIP, IPV4_LEN, TCP, VERSION_IHL, checksum_update},
+    net::{ETH_LEN, ICMP, ICMP_LEN, IP_DF, IP_FRAGMENT, IPIP, IPV4_LEN, TCP, VERSION_IHL, checksum_update},
     vip::{VipEntry, VipKey, VipTable},
 };
 
 const ICMP_AT: usize = ETH_LEN + IPV4_LEN;
-const ICMP_LEN: usize = 8;
 /// The packet that an ICMP error is about.
 const QUOTE_AT: usize = ICMP_AT + ICMP_LEN;
 /// The fragment offset, in network byte order as loaded from memory.

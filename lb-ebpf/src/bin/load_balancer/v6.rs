@@ -10,12 +10,11 @@ use crate::{
 use aya_ebpf::programs::XdpContext;
 use lb_ebpf::{
     counter::Reason,
-    net::{ETH_LEN, ICMPV6, IP6, IPV6_LEN, TCP, checksum_update},
+    net::{ETH_LEN, ICMP_LEN, ICMPV6, IP6, IPV6_LEN, TCP, checksum_update},
     vip::{VipEntry, VipTable},
 };
 
 const PAYLOAD_AT: usize = ETH_LEN + IPV6_LEN;
-const ICMP_LEN: usize = 8;
 /// Extension headers that are looked through, and how many units of 8 bytes beyond the first each may have.
 const MAX_EXTENSIONS: usize = 4;
 const MAX_EXTENSION_UNITS: u8 = 7;

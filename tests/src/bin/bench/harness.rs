@@ -22,7 +22,7 @@ use lbd::{
     vip_table,
 };
 
-use crate::rows::{REALS, Row, SEED, TCP_VIPS, Timed, UDP_VIP, ip6, real_address, ring, vip_address};
+use crate::rows::{Kind, REALS, Row, SEED, TCP_VIPS, Timed, UDP_VIP, ip6, real_address, ring, vip_address};
 
 /// The ingress interface of a test run, loopback: the reals are reached by it, so packets are transmitted.
 const INGRESS: u32 = 1;
@@ -206,6 +206,7 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, row: &Row) -> Result<&'a mut Xdp> {
         Timed::FloorPass => "floor_pass",
         Timed::FloorTx => "floor_tx",
         Timed::Path(_) if row.ip6 => "packets6",
+        Timed::Path(_) if row.kind == Kind::Error => "errors",
         Timed::Path(_) => "packets",
     };
     Ok(ebpf.program_mut(name).with_context(|| format!("no program {name} in the bench object"))?.try_into()?)

@@ -2,6 +2,7 @@
 //! the prober makes.
 //! How it measures is in docs/bench.md.
 
+mod flows;
 mod footprint;
 mod harness;
 mod live_frames;
@@ -41,6 +42,8 @@ enum Subject {
     Prober,
     /// Packets a second through a veth pair
     Wire,
+    /// Packets that keep their real, by the number of sessions
+    Flows,
 }
 
 /// All that was found.
@@ -53,6 +56,8 @@ struct Results {
     prober: Option<prober::Results>,
     #[serde(flatten)]
     wire: Option<wire::Results>,
+    #[serde(flatten)]
+    flows: Option<flows::Results>,
 }
 
 fn main() -> ExitCode {
@@ -69,10 +74,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     let machine = Machine::here()?;
     println!("{machine}");
     let wanted = |subject| arguments.subject.is_none_or(|only| only == subject);
-    let (packets, checks, frames) = if arguments.smoke {
-        (packet::Plan::SMOKE, prober::Plan::SMOKE, wire::Plan::SMOKE)
+    let (packets, checks, frames, sessions) = if arguments.smoke {
+        (packet::Plan::SMOKE, prober::Plan::SMOKE, wire::Plan::SMOKE, flows::Plan::SMOKE)
     } else {
-        (packet::Plan::FULL, prober::Plan::FULL, wire::Plan::FULL)
+        (packet::Plan::FULL, prober::Plan::FULL, wire::Plan::FULL, flows::Plan::FULL)
     };
     let packet = wanted(Subject::Packet).then(|| packet::measure(packets)).transpose()?;
     packet.iter().for_each(packet::Results::print);
@@ -80,7 +85,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     prober.iter().for_each(prober::Results::print);
     let wire = wanted(Subject::Wire).then(|| wire::measure(frames)).transpose()?;
     wire.iter().for_each(wire::Results::print);
-    write(arguments, &Results { machine, packet, prober, wire })
+    let flows = wanted(Subject::Flows).then(|| flows::measure(sessions)).transpose()?;
+    flows.iter().for_each(flows::Results::print);
+    write(arguments, &Results { machine, packet, prober, wire, flows })
 }
 
 fn write(arguments: &Arguments, results: &Results) -> Result<()> {

@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use etherparse::PacketBuilder;
+use anyhow::Context as _;
+use etherparse::{Icmpv4Type, PacketBuilder, icmpv4::DestUnreachableHeader};
 use lb_ebpf::{
     bench::{Traffic, address6},
     counter::Reason,
-    net::{TCP, UDP},
+    net::{ICMP_LEN, IPV4_LEN, TCP, UDP},
     ring::{RING_SLOTS, RealId, Ring, Slot},
 };
 use lbd::maglev::{self, Candidate};
@@ -63,6 +64,8 @@ pub(crate) enum Kind {
     Syn,
     /// UDP.
     Udp,
+    /// An ICMP error, fragmentation needed, about a TCP segment that the VIP sent.
+    Error,
 }
 
 /// How many flows the packets belong to.
@@ -89,7 +92,7 @@ const SYN_NEW: Row = Row { name: "v4-syn-new", kind: Kind::Syn, flows: Flows::Ne
 const TCP6_1FLOW: Row = Row { name: "v6-tcp-1flow", ip6: true, ..TCP_1FLOW };
 
 /// All rows, the floors first.
-pub(crate) const ROWS: [Row; 16] = [
+pub(crate) const ROWS: [Row; 17] = [
     Row { name: "floor-pass", timed: Timed::FloorPass, ..TCP_1FLOW },
     Row { name: "floor-tx", timed: Timed::FloorTx, ..TCP_1FLOW },
     TCP_1FLOW,
@@ -102,6 +105,7 @@ pub(crate) const ROWS: [Row; 16] = [
     Row { name: "v6-tcp-512k", flows: Flows::Live(512 << 10), ..TCP6_1FLOW },
     Row { name: "v6-non-vip", timed: Timed::Path(Reason::PassNotVip), ..TCP6_1FLOW },
     Row { name: "non-vip", timed: Timed::Path(Reason::PassNotVip), ..TCP_1FLOW },
+    Row { name: "icmp-error", kind: Kind::Error, ..TCP_1FLOW },
     Row { name: "vips16-512k", vips: TCP_VIPS, ..TCP_512K },
     Row { name: "v4-tcp-tracked-2pct-512k", tracked_every: 50, ..TCP_512K },
     Row { name: "v4-tcp-tracked-100pct-512k", tracked_every: 1, ..TCP_512K },
@@ -149,7 +153,7 @@ impl Row {
         if self.kind == Kind::Udp { UDP } else { TCP }
     }
 
-    /// A frame of 64 bytes, or 84 with IPv6. The harness writes tuples into it and mends no checksum: the path verifies none.
+    /// A frame of 64 bytes, of 84 with IPv6, of 70 for an error. The harness writes tuples into it and mends no checksum: the path verifies none.
     pub(crate) fn frame(&self) -> anyhow::Result<Vec<u8>> {
         let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
         let (client, vip) = (Ipv4Addr::new(198, 18, 10, 10), Ipv4Addr::from(self.destination()));
@@ -163,6 +167,14 @@ impl Row {
             Kind::Tcp => ip.tcp(0, self.port(), 7, 1024).ack(9).write(&mut frame, &[0; FRAME_LEN - 54])?,
             Kind::Syn => ip.tcp(0, self.port(), 7, 1024).syn().write(&mut frame, &[0; FRAME_LEN - 54])?,
             Kind::Udp => ip.udp(0, self.port()).write(&mut frame, &[0; FRAME_LEN - 42])?,
+            Kind::Error => {
+                let mut quoted = Vec::new();
+                let reply = PacketBuilder::ipv4(vip.octets(), client.octets(), 60);
+                reply.tcp(self.port(), 0, 7, 1024).ack(9).write(&mut quoted, &[])?;
+                let unreachable = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1400 };
+                let error = ip.icmpv4(Icmpv4Type::DestinationUnreachable(unreachable));
+                error.write(&mut frame, quoted.get(..IPV4_LEN + ICMP_LEN).context("a whole packet")?)?;
+            }
         }
         Ok(frame)
     }
