@@ -29,9 +29,8 @@ const FLOW_IDLE: Duration = Duration::from_mins(15);
 const ADDED: RealId = 10;
 /// The ingress interface of a test run, loopback: the reals are reached by it, so packets are transmitted.
 const INGRESS: u32 = 1;
-/// Packets of each session after its SYN: one before the reals are added, and two after.
-const BEFORE: usize = 1;
-const AFTER: usize = 2;
+/// Packets of each session after its SYN; after the first of them the reals are added.
+const PACKETS: u8 = 3;
 
 /// How many sessions.
 #[derive(Clone, Copy, Debug)]
@@ -89,8 +88,8 @@ fn row(sessions: u32, tracking: Tracking) -> Result<RowResult> {
     world.admit(REALS)?;
     let reals: Vec<_> = (0..sessions).map(|session| world.send(session, true)).collect::<Result<_>>()?;
     let mut kept = 0;
-    for round in 0..BEFORE + AFTER {
-        if round == BEFORE {
+    for round in 0..PACKETS {
+        if round == 1 {
             world.admit(REALS + ADDED)?;
         }
         for (session, real) in (0..sessions).zip(&reals) {
@@ -101,7 +100,7 @@ fn row(sessions: u32, tracking: Tracking) -> Result<RowResult> {
     Ok(RowResult {
         sessions,
         tracking,
-        packets: u64::from(sessions) * (BEFORE + AFTER) as u64,
+        packets: u64::from(sessions) * u64::from(PACKETS),
         kept,
         hits: event(FlowEvent::Hit)?,
         misses: event(FlowEvent::MissTcp)?,
@@ -185,10 +184,7 @@ fn frame(syn: bool) -> Result<Vec<u8>> {
 impl Results {
     /// For people.
     pub(crate) fn print(&self) {
-        println!(
-            "flows: each session a SYN and {} packets, {ADDED} reals added to {REALS} after the first",
-            BEFORE + AFTER
-        );
+        println!("flows: each session a SYN and {PACKETS} packets, {ADDED} reals added to {REALS} after the first");
         let mut table = Table::new();
         let header = ["SESSIONS", "TRACKED", "PACKETS", "KEPT", "HITS", "MISSES", "HIT SHARE", "INSERTS", "EVICTIONS"];
         table.load_preset(presets::NOTHING).set_header(header);
