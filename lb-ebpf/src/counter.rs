@@ -53,7 +53,8 @@ reasons! {
     PassNotIp = 3, Pass, "pass_not_ip";
     /// For an address that no VIP has.
     PassNotVip = 4, Pass, "pass_not_vip";
-    /// ICMP for a VIP that is neither an echo request nor an error about a flow of it, and the configuration says `pass`.
+    /// ICMP for a VIP that is neither an echo request nor an error about a flow of it, and the configuration says `pass`;
+    /// neighbour discovery always.
     PassIcmp = 5, Pass, "pass_icmp";
     /// A VIP's address with a port nobody configured, and the configuration says `pass`.
     PassUnmatched = 6, Pass, "pass_unmatched";

@@ -2,7 +2,7 @@
 //! replayed; `daemon` feeds it and carries out what it returns.
 
 use crate::{
-    config::{Config, Vip, VipKey, VipMiss},
+    config::{Config, Protocol, Vip, VipKey, VipMiss},
     ids::Ids,
     maglev,
     nexthop::NextHop,
@@ -203,7 +203,7 @@ impl Core {
             let order = maglev::order_for(vip.reals().iter().map(|real| real.weight));
             let ring = match self.inherited_rings.get(&index) {
                 Some(parts) => Ring::adopt(seed, flow_idle, keep_last, parts, now),
-                None => Ring::new(seed, order, flow_idle, keep_last, self.adopted),
+                None => Ring::new(seed, order, flow_idle, keep_last, self.adopted || self.phase == Phase::Running),
             };
             Service::new(vip.clone(), index, ring, now + first_verdict_within(vip))
         });
@@ -380,11 +380,18 @@ impl Core {
         (self.written.insert(id, entry) != Some(entry)).then_some(Op::Real(id, entry))
     }
 
-    /// A real serves while any of its VIPs says so: a flow of another VIP that is sent to it all the same is
-    /// one that it has, and that would be dead elsewhere too. `None`: no VIP knows it.
+    /// A real serves a protocol while any VIP of it says so: a flow of another VIP that is sent to it all the same is one
+    /// that it has, and that, with TCP, would be dead elsewhere too. VIPs that it was removed from are asked only if it
+    /// has no other of that protocol: nobody checks it for them any more. `None`: no VIP knows it.
     fn serves(&self, real: IpAddr) -> Option<Serves> {
-        let said = self.services.values().filter_map(|s| s.serves(real));
-        said.reduce(|a, b| Serves { tcp: a.tcp || b.tcp, udp: a.udp || b.udp })
+        let known: Vec<_> =
+            self.services.values().filter_map(|s| Some((s.config.key().protocol, s.standing(real)?))).collect();
+        let said = |protocol| {
+            let of_it: Vec<_> = known.iter().filter(|(p, _)| *p == protocol).map(|(_, s)| s).collect();
+            let checked = of_it.iter().any(|s| s.configured);
+            of_it.iter().filter(|s| s.configured == checked).any(|s| s.serves != Serves::default())
+        };
+        (!known.is_empty()).then(|| Serves { tcp: said(Protocol::Tcp), udp: said(Protocol::Udp) })
     }
 
     /// The table of the VIPs that packets meet, if it is another than the last one.

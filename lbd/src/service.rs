@@ -164,10 +164,10 @@ impl Service {
         self.standings.retain(|&address, standing| address != real || standing.configured);
     }
 
-    /// The flows that a real goes on serving, as far as this VIP knows it: removed ones finish what they have.
+    /// What is known of a real: also of one that was removed and finishes what it has.
     #[must_use]
-    pub fn serves(&self, real: IpAddr) -> Option<Serves> {
-        self.standings.get(&real).map(|standing| standing.serves)
+    pub fn standing(&self, real: IpAddr) -> Option<&Standing> {
+        self.standings.get(&real)
     }
 }
 

@@ -59,7 +59,9 @@ fn add(table: &mut VipTable, row: &Row) -> Result<(), BucketFull> {
     };
     let flow_idle_s = seconds(row.flow_idle);
     let ring = RingRef::new(row.index, row.ring_order);
-    let entry = |key| VipEntry { key, vip: row.index, ring, flow_idle_s, hash: row.hash as u16 };
+    // How a service hashes is not how its address does: fragments that name the address's key are nobody's.
+    let hash = |protocol| if protocol == ANY_PROTOCOL { HashBy::FiveTuple } else { row.hash };
+    let entry = |key: Key| VipEntry { key, vip: row.index, ring, flow_idle_s, hash: hash(key.protocol()) as u16 };
     let keys = [(row.key.port.to_be(), protocol), (0, ANY_PROTOCOL)];
     match row.key.address {
         IpAddr::V4(address) => {

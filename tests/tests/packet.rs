@@ -203,6 +203,18 @@ fn real_that_serves_no_more_loses_its_flows_to_cur() {
 }
 
 #[test]
+fn flow_that_lost_its_real_does_not_return_to_it() {
+    let mut path = Path::new(VipMiss::Drop);
+    path.ring(0, remembering(1, 0));
+    path.forward(&tcp4(VIP, (7, 80), SYN));
+    path.ring(0, |_| Slot::new(2, 0, false, true));
+    path.real(1, Some(&Path::hop()), 0);
+    assert_eq!(path.forward(&tcp4(VIP, (7, 80), ACK)).real, 2);
+    path.real(1, Some(&Path::hop()), SERVES_TCP);
+    assert_eq!(path.forward(&tcp4(VIP, (7, 80), ACK)).real, 2, "its new real serves");
+}
+
+#[test]
 fn steady_slots_touch_no_flow_table() {
     let mut path = Path::new(VipMiss::Drop);
     for port in 1..50 {

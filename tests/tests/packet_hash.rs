@@ -103,7 +103,9 @@ fn fragments_of_other_vips_are_dropped() {
     let [first, later, _] = fragments4(VIP, 1);
     let by_port = Ip4 { fragment: MF, ..Ip4::new(CLIENT, BY_SOURCE_PORT) }.packet(TCP, &tcp((1, 2), ACK, &[0; 8]));
     let ip6 = Ip6 { extensions: vec![fragment(0, true)], ..Ip6::new(CLIENT6, VIP6) };
-    for packet in [first, later, by_port, ip6.packet(TCP, &tcp((1, 80), ACK, &[0; 8]))] {
+    // 255 is how the table names an address, and that of this one hashes by source.
+    let no_protocol = Ip4 { fragment: MF, ..Ip4::new(CLIENT, BY_SOURCE) }.packet(255, &[0; 16]);
+    for packet in [first, later, by_port, no_protocol, ip6.packet(TCP, &tcp((1, 80), ACK, &[0; 8]))] {
         assert_eq!(path.reason(&packet), Reason::DropFragment);
     }
 }

@@ -140,8 +140,41 @@ fn other_icmp() -> Vec<Vec<u8>> {
         Ip4::new(CLIENT, VIP).packet(ICMP, &icmp([13, 0], [0, 1, 0, 2], &[0; 12])),
         Ip4::new(CLIENT, VIP).packet(ICMP, &icmp([8, 1], [0, 1, 0, 2], b"x")),
         ip6.packet(ICMPV6, &icmp6(&ip6, [129, 0], [0, 1, 0, 2], b"x")),
-        ip6.packet(ICMPV6, &icmp6(&ip6, [135, 0], [0; 4], &VIP6.octets())),
+        ip6.packet(ICMPV6, &icmp6(&ip6, [138, 0], [0; 4], &VIP6.octets())),
     ]
+}
+
+#[test]
+fn echo_that_would_be_answered_to_many_is_dropped() {
+    let mut path = Path::new(VipMiss::Drop);
+    let groups4 = [[224, 0, 0, 1], [255; 4], [127, 0, 0, 1], [0; 4]].map(Ipv4Addr::from);
+    let from4 = |source| Ip4::new(source, VIP).packet(ICMP, &icmp([8, 0], [0, 1, 0, 2], b"x"));
+    let groups6 = [Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED, Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)];
+    let from6 = |source| {
+        let ip6 = Ip6::new(source, VIP6);
+        ip6.packet(ICMPV6, &icmp6(&ip6, [128, 0], [0, 1, 0, 2], b"x"))
+    };
+    let mut frames: Vec<_> = groups4.map(from4).into_iter().chain(groups6.map(from6)).map(|p| frame(&p)).collect();
+    for packet in [from4(CLIENT), from6(CLIENT6)] {
+        let mut to_all = frame(&packet);
+        to_all[..6].fill(0xff);
+        frames.push(to_all);
+    }
+    for frame in frames {
+        let (action, _, reason) = path.run(&frame);
+        assert_eq!((action, reason), (XDP_DROP, Reason::DropIcmp));
+    }
+}
+
+#[test]
+fn neighbour_discovery_for_a_vip_passes_untouched() {
+    let mut path = Path::new(VipMiss::Drop);
+    let ip6 = Ip6::new(CLIENT6, VIP6);
+    for kind in 133..=137 {
+        let solicitation = frame(&ip6.packet(ICMPV6, &icmp6(&ip6, [kind, 0], [0; 4], &VIP6.octets())));
+        let (action, out, reason) = path.run(&solicitation);
+        assert_eq!((action, reason, out), (XDP_PASS, Reason::PassIcmp, solicitation));
+    }
 }
 
 #[test]

@@ -48,12 +48,14 @@ pub(crate) fn send<F: Family>(
     in_ip4(ctx, packet, real, counter)
 }
 
-/// Tells the client of a packet that is too large, where it may be told: never about a fragment or an error
-/// (RFC 1122 §3.2.2, RFC 4443 §2.4 e), nor about what routers may fragment.
+/// Tells the client of a packet that is too large, where it may be told: never about an error or what was sent to many
+/// stations, nor about a fragment of IPv4 (RFC 1122 §3.2.2; RFC 4443 §2.4 e has none of the latter), nor about what
+/// routers may fragment.
 #[inline(always)]
 fn too_big<F: Family>(ctx: &XdpContext, packet: &Packet<F::Address>, next_hop_mtu: u16) -> Verdict {
-    let tell = packet.dont_fragment && !packet.is_fragment && packet.kind != Kind::Error;
-    if !tell || next_hop_mtu < F::MIN_MTU || !F::is_host(packet.source) {
+    let is_fragment = packet.is_fragment && F::PROTOCOL == IPIP;
+    let tell = packet.dont_fragment && !is_fragment && packet.kind != Kind::Error;
+    if !tell || next_hop_mtu < F::MIN_MTU || !F::is_host(packet.source) || Frame::of(ctx).is_to_many() {
         return Reason::DropTooBig.into();
     }
     if !maps::may_tell() {
@@ -120,8 +122,8 @@ fn grow<const LEN: usize>(ctx: &XdpContext) -> Option<Frame> {
     frame.has(ETH_LEN + LEN).then_some(frame)
 }
 
-/// An ID that no recent packet to the same real had: it may be fragmented, and its fragments must not mix with those
-/// of another client (RFC 6864 §4.3). The real's own count of packets, told apart by CPU.
+/// An ID that varies from packet to packet to the same real: it may be fragmented, and its fragments must not mix with
+/// those of another client (RFC 6864 §4.3). The real's own count of packets on this CPU; CPUs begin apart, and may meet.
 #[inline(always)]
 fn varying_id(counter: u32) -> u16 {
     // SAFETY: a helper without arguments.

@@ -59,11 +59,11 @@ extern "C" fn tracked_real(slot: u32, hash: u64, protocol: u32, idle_s: u32, kin
     let now = Tick::of(unsafe { bpf_ktime_get_coarse_ns() });
     let serves = if protocol == u32::from(TCP) { SERVES_TCP } else { SERVES_UDP };
     let way = bucket.find(hash);
-    if kind != Kind::Syn && way < WAYS {
-        let entry = bucket.load(way);
-        // Another CPU may have put another flow there since.
-        let is_own = entry.matches(hash) == 1;
-        if is_own && entry.lives(now, idle_s) && real_serves(entry.real(), serves) {
+    let entry = if way < WAYS { bucket.load(way) } else { Entry::default() };
+    // Another CPU may have put another flow there since.
+    let is_own = way < WAYS && entry.matches(hash) == 1;
+    if kind != Kind::Syn && is_own {
+        if entry.lives(now, idle_s) && real_serves(entry.real(), serves) {
             let seen = entry.seen(now);
             // A store takes the line from other CPUs: once in a tick is enough.
             if kind != Kind::Error && seen != entry {
@@ -83,8 +83,9 @@ extern "C" fn tracked_real(slot: u32, hash: u64, protocol: u32, idle_s: u32, kin
             insert(bucket, hash, entry, idle_s);
         }
         event(FlowEvent::Insert);
-    } else if kind == Kind::Syn && way < WAYS {
-        // A new connection on old ports: what was remembered of the old one is stale.
+    } else if kind != Kind::Error && is_own {
+        // A new connection on old ports, or a real that is lost to its flows: what was remembered is stale, and must
+        // not take the flow back when that real returns.
         bucket.store(way, Entry::default());
     }
     u32::from(choice)

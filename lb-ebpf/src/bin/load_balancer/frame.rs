@@ -1,6 +1,7 @@
 //! A received Ethernet frame and bounded access to it.
 
 use aya_ebpf::programs::XdpContext;
+use lb_ebpf::net::ETH_LEN;
 
 /// The bytes from `start` to `end`. Pointers die with every change of the packet's head.
 #[derive(Clone, Copy)]
@@ -13,6 +14,13 @@ impl Frame {
     #[inline(always)]
     pub(crate) fn of(ctx: &XdpContext) -> Self {
         Self { start: ctx.data(), end: ctx.data_end() }
+    }
+
+    /// Whether it was sent to a group of stations, or to all, or is no frame.
+    #[inline(always)]
+    pub(crate) fn is_to_many(self) -> bool {
+        // SAFETY: checked in the same expression.
+        !self.has(ETH_LEN) || unsafe { self.load::<u8>(0) } & 1 != 0
     }
 
     /// Length in bytes.

@@ -96,7 +96,7 @@ impl Verdict {
 
     /// Whether the packet leaves for a real.
     #[inline(always)]
-    fn is_forwarded(self) -> bool {
+    pub(crate) fn is_forwarded(self) -> bool {
         let reason = self.reason_index();
         reason == reason_index(Reason::Forwarded) || reason == reason_index(Reason::Redirected)
     }
@@ -163,6 +163,7 @@ fn balance<F: Family>(ctx: &XdpContext, frame: Frame) -> Verdict {
     }
     let pass = vips.flags & UNMATCHED_PASS != 0;
     match refusal {
+        Refusal::Echo if frame.is_to_many() => Reason::DropIcmp,
         Refusal::Echo => F::answer(frame),
         Refusal::Because(Reason::DropUnmatched) if pass => Reason::PassUnmatched,
         Refusal::Because(Reason::DropIcmp) if pass => Reason::PassIcmp,

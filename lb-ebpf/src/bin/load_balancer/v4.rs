@@ -139,7 +139,7 @@ fn icmp(frame: Frame, error: Packet<u32>) -> Result<Packet<u32>, Refusal> {
     // SAFETY: the ICMP header is there, checked above.
     let type_and_code = unsafe { frame.load::<[u8; 2]>(ICMP_AT) };
     match type_and_code {
-        [ECHO, 0] => Err(Refusal::Echo),
+        [ECHO, 0] if V4::is_host(error.source) => Err(Refusal::Echo),
         [UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM, _] => quoted(frame, error),
         _ => Err(Reason::DropIcmp.into()),
     }

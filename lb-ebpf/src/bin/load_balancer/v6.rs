@@ -27,6 +27,9 @@ const DESTINATION_OPTIONS: u8 = 60;
 const UNREACHABLE: u8 = 1;
 const PARAMETER_PROBLEM: u8 = 4;
 const ECHO: u8 = 128;
+/// Neighbour discovery (RFC 4861): the kernel's business.
+const ROUTER_SOLICITATION: u8 = 133;
+const REDIRECT: u8 = 137;
 /// Type and code as they lie in memory.
 const ECHO_REQUEST: u16 = u16::from_ne_bytes([ECHO, 0]);
 const ECHO_REPLY: u16 = u16::from_ne_bytes([129, 0]);
@@ -190,7 +193,8 @@ fn icmp(
     // SAFETY: checked just now.
     match unsafe { message.load::<[u8; 2]>(0) } {
         [ECHO, 0] if has_extensions => Err(Reason::DropExtension.into()),
-        [ECHO, 0] => Err(Refusal::Echo),
+        [ECHO, 0] if V6::is_host(error.source) => Err(Refusal::Echo),
+        [ROUTER_SOLICITATION..=REDIRECT, _] => Err(Reason::PassIcmp.into()),
         [UNREACHABLE..=PARAMETER_PROBLEM, _] => quoted(message.after(ICMP_LEN), len - ICMP_LEN, error),
         _ => Err(Reason::DropIcmp.into()),
     }

@@ -1,6 +1,7 @@
 //! Tagged frames (IEEE 802.1Q, 802.1ad): the tags come off, the frame takes its way, and they go on again.
 //!
-//! A frame that is transmitted or passed has the tags that it came with; one that is redirected leaves untagged.
+//! A frame that is answered or passed has the tags that it came with. One that is forwarded leaves untagged: the kernel's
+//! route says that the real's next hop is on the untagged network of the device.
 
 use crate::{
     frame::Frame,
@@ -57,7 +58,9 @@ fn without_tags<T: Copy>(ctx: &XdpContext, frame: Frame) -> Verdict {
     }
     let verdict = Verdict(if ethertype == ETHERTYPE_IPV4 { path_ip4(ctx.ctx) } else { path_ip6(ctx.ctx) });
     match verdict.action() {
-        xdp_action::XDP_TX | xdp_action::XDP_PASS if !put_tags(ctx, tags) => Reason::DropNoHeadroom.into(),
+        xdp_action::XDP_TX | xdp_action::XDP_PASS if !verdict.is_forwarded() && !put_tags(ctx, tags) => {
+            Reason::DropNoHeadroom.into()
+        }
         _ => verdict,
     }
 }
