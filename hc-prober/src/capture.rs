@@ -24,7 +24,10 @@ use lb_ebpf::{
     probe::{CaptureCounters, Captured, Ports, SNAP, Watch},
 };
 
-use crate::time::Monotonic;
+use crate::{
+    settings::{OuterSource, Settings},
+    time::Monotonic,
+};
 
 const PROGRAM: &str = "probe_capture";
 
@@ -94,14 +97,17 @@ impl CaptureError {
 }
 
 impl Capture {
-    /// Loads the program for `ports` and attaches it to the ingress of each interface.
+    /// Loads the program for these ports and outer sources and attaches it to the ingress of each interface.
     ///
     /// # Errors
     /// See [`CaptureError`].
-    pub fn start(interfaces: &[String], ports: &RangeInclusive<u16>) -> Result<Self, CaptureError> {
+    pub fn start(settings: &Settings) -> Result<Self, CaptureError> {
+        let Settings { interfaces, outer_source, ports, .. } = settings;
         let claim = Claim::take(ports)?;
+        let host_mask = outer_source.map_or(0, OuterSource::host_mask).to_be();
         let mut program = EbpfLoader::new()
             .override_global("PORTS", &Ports { first: *ports.start(), last: *ports.end() }, true)
+            .override_global("HOST_MASK", &host_mask, true)
             .load(PROBE_CAPTURE)?;
         let classifier = classifier(&mut program)?;
         classifier.load().map_err(CaptureError::Program)?;

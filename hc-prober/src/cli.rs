@@ -1,14 +1,9 @@
 //! The command line.
 
-use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{fmt, net::IpAddr, process::ExitCode, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use hc_prober::{Check, CheckKey, Kind, Timing};
+use hc_prober::{Check, CheckKey, Kind, OuterSource, Timing};
 
 /// Health checks that take the path of the traffic: through the tunnel to the real, answered from the VIP.
 #[derive(Debug, Parser)]
@@ -49,9 +44,10 @@ pub(crate) struct CheckArgs {
     /// UDP: silence means down. Otherwise an echo request alongside decides.
     #[arg(long, conflicts_with_all = ["icmp", "tcp"])]
     require_reply: bool,
-    /// Source of the outer and the inner header [default: what the route to the real prefers].
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) source: Option<Ipv4Addr>,
+    /// Source of the outer and the inner header, or a prefix from which the outer header takes its source, another one each
+    /// check [default: what the route to the real prefers].
+    #[arg(long, value_name = "ADDRESS|PREFIX")]
+    pub(crate) source: Option<OuterSource>,
     /// Capture replies on this interface; may be given several times [default: the one that leads to the real].
     #[arg(long, value_name = "NAME", action = ArgAction::Append)]
     pub(crate) interface: Vec<String>,
@@ -191,6 +187,16 @@ mod tests {
         assert_eq!(args.check().unwrap().key.kind, kind);
         assert!(parse(&["--udp", "53", "--payload", "0"]).is_err());
         assert!(parse(&["--udp", "53", "--payload", "0g"]).is_err());
+    }
+
+    #[test]
+    fn source_is_an_address_or_a_prefix() {
+        for source in ["198.18.221.11", "198.18.221.0/28"] {
+            let args = parse(&["--icmp", "--source", source]).unwrap();
+            assert_eq!(args.source.unwrap().to_string(), source);
+        }
+        let refused = parse(&["--icmp", "--source", "198.18.221.1/28"]).unwrap_err().to_string();
+        assert!(refused.contains("host bits set: allowed is"), "{refused}");
     }
 
     #[test]

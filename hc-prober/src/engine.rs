@@ -11,7 +11,7 @@ use std::{
 use crate::{
     batch::{Batch, ProbeId},
     check::{Check, CheckKey, Kind},
-    codec::{Inner, Outer, Segment},
+    codec::{Inner, Segment},
     cookie::{Cookie, Cookies, LaneKey, Protocol},
     finding::{Detail, Finding, Proof, interpret, prove},
     lane::{Flight, Lane},
@@ -306,8 +306,7 @@ impl Engine {
             check: probe.check,
             serial: probe.serial,
             sent_at: now,
-            real: path.real,
-            outer_source: path.outer_source,
+            outer: path.outer(probe),
             companion,
             answered: false,
         };
@@ -353,15 +352,14 @@ impl Engine {
         let sequence = cookie.sequence().wrapping_add(1);
         let segment = Segment::Rst { from, to: key.port, sequence };
         let inner = Inner { source: key.local, target: key.target, id: cookie.ip_id(), segment };
-        let outer = Outer { source: flight.outer_source, real: flight.real };
-        if out.packets.push(outer, &inner, None) {
+        if out.packets.push(flight.outer, &inner, None) {
             self.counters.resets += 1;
         }
     }
 
     fn genuine(&mut self, flight: &Flight, answer: &Answer<'_>, repeated: bool, at: Monotonic, out: &mut Output) {
         let probe = ProbeId { check: flight.check, serial: flight.serial };
-        if let (Answer::Error { .. }, Some(ration)) = (answer, self.rations.get_mut(&flight.real.into())) {
+        if let (Answer::Error { .. }, Some(ration)) = (answer, self.rations.get_mut(&flight.outer.real.into())) {
             ration.refused(flight.sent_at, MEMORY);
         }
         if flight.companion {
@@ -486,7 +484,6 @@ fn hastened(subject: &Subject, fast: Duration) -> Option<Monotonic> {
 }
 
 fn push(out: &mut Output, probe: ProbeId, path: Path, cookie: Cookie, segment: Segment<'_>) -> Result<(), Detail> {
-    let outer = Outer { source: path.outer_source, real: path.real };
     let inner = Inner { source: path.inner_source, target: path.target, id: cookie.ip_id(), segment };
-    out.packets.push(outer, &inner, Some(probe)).then_some(()).ok_or(Detail::TooLong)
+    out.packets.push(path.outer(probe), &inner, Some(probe)).then_some(()).ok_or(Detail::TooLong)
 }

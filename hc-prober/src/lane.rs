@@ -4,9 +4,9 @@
 //! permutation of the range, so the record of what was sent from a port is found by arithmetic: no map, and no memory for
 //! ports that were not used lately.
 
-use std::{collections::VecDeque, net::Ipv4Addr, ops::RangeInclusive, time::Duration};
+use std::{collections::VecDeque, ops::RangeInclusive, time::Duration};
 
-use crate::time::Monotonic;
+use crate::{codec::Outer, time::Monotonic};
 
 /// What was sent from a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,9 +18,7 @@ pub struct Flight {
     /// When.
     pub sent_at: Monotonic,
     /// To which real, from which outer source: a late SYN-ACK is still reset when the check is long gone.
-    pub real: Ipv4Addr,
-    /// Outer source address.
-    pub outer_source: Ipv4Addr,
+    pub outer: Outer,
     /// The echo request alongside a UDP probe.
     pub companion: bool,
     /// A genuine answer has come.
@@ -138,7 +136,7 @@ fn inverse(a: u64, m: u64) -> Option<u64> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::HashSet;
+    use std::{collections::HashSet, net::Ipv4Addr};
 
     const REST: Duration = Duration::from_secs(1);
 
@@ -147,8 +145,7 @@ mod tests {
             check: 0,
             serial,
             sent_at: Monotonic(at),
-            real: Ipv4Addr::LOCALHOST,
-            outer_source: Ipv4Addr::LOCALHOST,
+            outer: Outer { source: Ipv4Addr::LOCALHOST, real: Ipv4Addr::LOCALHOST },
             companion: false,
             answered: false,
         }

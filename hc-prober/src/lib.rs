@@ -38,5 +38,5 @@ pub use crate::{
     check::{Check, CheckKey, Kind, Timing},
     report::{CheckStatus, Counters, Reason, Severity, State, Transition},
     runner::{Error, Prober},
-    settings::Settings,
+    settings::{OuterSource, Settings},
 };

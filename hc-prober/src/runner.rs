@@ -169,7 +169,7 @@ pub fn open(settings: &Settings) -> Result<Driver, Error> {
     }
     Ok(Driver {
         engine: Engine::new(&settings.secret, settings.ports.clone()),
-        capture: Capture::start(&settings.interfaces, &settings.ports)?,
+        capture: Capture::start(settings)?,
         transport: Transport::open().map_err(Error::Socket)?,
         output: Output::default(),
     })

@@ -2,6 +2,8 @@
 
 use std::{net::Ipv4Addr, ops::RangeInclusive};
 
+pub use lb_ebpf::source::OuterSource;
+
 /// Source ports (and ICMP identifiers) of a daemon. Above the kernel's default `ip_local_port_range`, so that they never
 /// collide with a socket, and below those of one-shot probers.
 pub const DAEMON_PORTS: RangeInclusive<u16> = 61_000..=64_511;
@@ -20,9 +22,11 @@ pub const ONE_SHOT_BLOCK: u16 = 64;
 pub struct Settings {
     /// Interfaces on whose ingress replies are captured.
     pub interfaces: Vec<String>,
-    /// Source of the outer header, the one that the data plane uses. `None`: what the route to the real prefers.
-    pub outer_source: Option<Ipv4Addr>,
-    /// Source of the inner header: where the real's answer goes. `None`: the outer source.
+    /// Source of the outer header, the one that the data plane uses; a check's probes take the addresses of a prefix in
+    /// turn. `None`: what the route to the real prefers.
+    pub outer_source: Option<OuterSource>,
+    /// Source of the inner header: where the real's answer goes. `None`: the outer source if that is one address, otherwise
+    /// what the route to the real prefers.
     pub inner_source: Option<Ipv4Addr>,
     /// Source ports and ICMP identifiers, host byte order. No two probers in a network namespace may share any.
     pub ports: RangeInclusive<u16>,

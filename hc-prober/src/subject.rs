@@ -3,10 +3,13 @@
 use std::{collections::VecDeque, net::Ipv4Addr, time::Duration};
 
 use crate::{
+    batch::ProbeId,
     check::{Check, Kind},
+    codec::Outer,
     finding::{Detail, Finding},
     ration::{Ration, Silence},
     report::{Reason, Severity, State},
+    settings::OuterSource,
     state::{Event, Limits, Machine},
     time::Monotonic,
 };
@@ -14,14 +17,23 @@ use crate::{
 /// The addresses of a check's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// Source of the outer header.
-    pub outer_source: Ipv4Addr,
+    /// Source of the outer header, or what it is taken from.
+    pub outer_source: OuterSource,
     /// Source of the inner header.
     pub inner_source: Ipv4Addr,
     /// Destination of the outer header.
     pub real: Ipv4Addr,
     /// Destination of the inner header.
     pub target: Ipv4Addr,
+}
+
+impl Path {
+    /// The outer addresses of a probe. The sources take turns: each probe of a check has the one after its predecessor's,
+    /// and each check begins with the one after its predecessor's.
+    #[must_use]
+    pub fn outer(&self, probe: ProbeId) -> Outer {
+        Outer { source: self.outer_source.turn(probe.check.wrapping_add(probe.serial)), real: self.real }
+    }
 }
 
 /// A probe without a result that counts yet.

@@ -8,14 +8,15 @@
 )]
 
 use std::{
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
     time::Duration,
 };
 
-use etherparse::{IpNumber, Ipv4Header, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{IpNumber, Ipv4Header, Ipv4HeaderSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use hc_prober::{
-    Check, CheckKey, Counters, Kind, Reason, Severity, State, Timing,
+    Check, CheckKey, Counters, Kind, OuterSource, Reason, Severity, State, Timing,
     engine::{Engine, Output, Planned},
     finding::Detail,
     subject::Path,
@@ -52,6 +53,8 @@ struct Probe {
     sequence: u32,
     payload: Vec<u8>,
     inner: Vec<u8>,
+    /// Source of the outer header; that of the inner one is [`US`].
+    outer_source: Ipv4Addr,
     reset: bool,
     echo: bool,
 }
@@ -77,7 +80,11 @@ impl Bench {
     }
 
     fn set(&mut self, kinds: Vec<Kind>) {
-        let path = Path { outer_source: US, inner_source: US, real: REAL, target: VIP };
+        self.set_from(US.into(), kinds);
+    }
+
+    fn set_from(&mut self, outer_source: OuterSource, kinds: Vec<Kind>) {
+        let path = Path { outer_source, inner_source: US, real: REAL, target: VIP };
         let key = |kind| CheckKey { real: IpAddr::V4(REAL), target: IpAddr::V4(VIP), kind };
         let plan = |kind| Planned { check: Check { key: key(kind), timing: TIMING }, path: Ok(path) };
         self.engine.set_checks(kinds.into_iter().map(plan).collect(), self.now);
@@ -137,7 +144,9 @@ impl Bench {
 
 fn decode(bytes: &[u8]) -> Probe {
     let inner = bytes[20..].to_vec();
+    let outer = Ipv4HeaderSlice::from_slice(bytes).unwrap();
     let packet = SlicedPacket::from_ip(&bytes[20..]).unwrap();
+    assert_eq!(inner[12..16], US.octets());
     let (port, to, sequence, payload, reset, echo) = match packet.transport.unwrap() {
         TransportSlice::Tcp(tcp) => {
             (tcp.source_port(), tcp.destination_port(), tcp.sequence_number(), Vec::new(), tcp.rst(), false)
@@ -152,7 +161,7 @@ fn decode(bytes: &[u8]) -> Probe {
         }
         other => panic!("{other:?}"),
     };
-    Probe { port, to, sequence, payload, inner, reset, echo }
+    Probe { port, to, sequence, payload, inner, outer_source: outer.source_addr(), reset, echo }
 }
 
 fn syn_ack(probe: &Probe, acknowledgement: u32) -> Vec<u8> {
@@ -305,6 +314,59 @@ fn icmp_error_about_the_tunnel_explains_silence_and_decides_nothing() {
     assert!(matches!(detail, Detail::Outer(_)));
     let text = "protocol unreachable from 198.18.101.10 quoting the tunnel: no decapsulation there";
     assert_eq!(detail.to_string(), text);
+}
+
+/// A prefix of four.
+const SOURCES: [Ipv4Addr; 4] = [
+    Ipv4Addr::new(198, 18, 222, 0),
+    Ipv4Addr::new(198, 18, 222, 1),
+    Ipv4Addr::new(198, 18, 222, 2),
+    Ipv4Addr::new(198, 18, 222, 3),
+];
+
+fn from_prefix(kinds: Vec<Kind>) -> Bench {
+    let mut bench = Bench::on_ports(Kind::Icmp, 61000..=61999);
+    bench.set(Vec::new());
+    bench.set_from("198.18.222.0/30".parse().unwrap(), kinds);
+    bench
+}
+
+#[test]
+fn probes_of_a_check_take_the_outer_sources_in_turn() {
+    let mut bench = from_prefix(vec![Kind::Tcp { port: 80 }]);
+    let probes: Vec<_> = (0..9).map(|_| bench.probe().outer_source).collect();
+    let start = SOURCES.iter().position(|source| *source == probes[0]).unwrap();
+    let expected: Vec<_> = SOURCES.iter().cycle().skip(start).take(9).copied().collect();
+    assert_eq!(probes, expected);
+}
+
+#[test]
+fn checks_begin_at_different_outer_sources() {
+    let mut bench = from_prefix((80..84).map(|port| Kind::Tcp { port }).collect());
+    bench.pass(TIMING.interval);
+    let mut first = HashMap::new();
+    for probe in bench.sent.iter().map(|packet| decode(packet)) {
+        first.entry(probe.to).or_insert(probe.outer_source);
+    }
+    assert_eq!(first.len(), 4, "{first:?}");
+    assert_eq!(first.values().collect::<HashSet<_>>().len(), 4, "{first:?}");
+}
+
+#[test]
+fn reset_and_echo_alongside_leave_from_the_outer_source_of_their_probe() {
+    let mut bench = from_prefix(vec![Kind::Tcp { port: 80 }]);
+    for _ in 0..5 {
+        let probe = bench.probe();
+        bench.receive(&syn_ack(&probe, probe.sequence.wrapping_add(1)));
+        let reset = decode(bench.sent.last().unwrap());
+        assert!(reset.reset && reset.outer_source == probe.outer_source);
+    }
+    assert_eq!(bench.counters().passed, 5, "answers are known by the inner packet alone");
+    let mut bench = from_prefix(vec![udp(false, None)]);
+    for _ in 0..5 {
+        let [probe, echo] = with_companion(&mut bench);
+        assert_eq!(echo.outer_source, probe.outer_source);
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ pub mod probe;
 pub mod rate;
 pub mod real;
 pub mod ring;
+pub mod source;
 pub mod syn;
 pub mod vip;
 

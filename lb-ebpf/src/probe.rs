@@ -15,7 +15,8 @@ pub const OUTER: u32 = 2;
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Watch {
-    /// Our address.
+    /// Our address; of outer sources that are a prefix, the first: the rest are found by the global `HOST_MASK`, in which
+    /// user space sets the bits, as they stand in a header, that the program is to leave out of account in [`OUTER`].
     pub local: [u8; 4],
     /// The target's (inner) or the real's (outer).
     pub remote: [u8; 4],

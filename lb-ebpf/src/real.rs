@@ -1,6 +1,6 @@
 //! A real as the packet path sees it: the 34 or 54 bytes that are put in front of its packets, ready made.
 
-use crate::{net, pod};
+use crate::{net, pod, source::OuterSource};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Entries of the map of reals; index 0 is never a real.
@@ -31,11 +31,11 @@ pub struct NextHop {
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RealEntry {
-    /// Bytes 0 to 47 of Ethernet and outer IP header as they lie in memory; with IPv4 the last 14 are zero.
+    /// Bytes 0 to 47 of Ethernet and outer IP header as they lie in memory; with IPv4 the last 14 are zero, as is `tail`.
     pub head: [u64; 6],
     /// Bytes 48 to 51.
     pub tail: u32,
-    /// Bytes 52 and 53.
+    /// Bytes 52 and 53. With IPv4, whose headers end before: see [`Self::source_mask`].
     pub end: u16,
     /// Largest outer packet, bytes from the outer IP header; 0 while there is no next hop.
     pub mtu: u16,
@@ -53,15 +53,17 @@ const HEADERS: usize = net::ETH_LEN + net::IPV6_LEN;
 impl RealEntry {
     /// A real that is encapsulated to with IPv4 (RFC 2003). Without a next hop its packets are dropped, and counted.
     #[must_use]
-    pub fn ipip(source: Ipv4Addr, real: Ipv4Addr, next_hop: Option<&NextHop>, serves: u16) -> Self {
+    pub fn ipip(source: impl Into<OuterSource>, real: Ipv4Addr, next_hop: Option<&NextHop>, serves: u16) -> Self {
+        let source = source.into();
         let mut bytes = ethernet(next_hop, net::ETHERTYPE_IPV4);
         bytes[14] = net::VERSION_IHL;
         bytes[22] = OUTER_TTL;
         bytes[23] = net::IPIP;
-        bytes[26..30].copy_from_slice(&source.octets());
+        bytes[26..30].copy_from_slice(&source.first().octets());
         bytes[30..34].copy_from_slice(&real.octets());
         let header_sum = net::fold(net::sum(&bytes[14..34]));
-        Self { header_sum, ..Self::of(&bytes, next_hop, serves) }
+        let [_, _, high, low] = source.host_mask().to_be_bytes();
+        Self { header_sum, end: u16::from_ne_bytes([high, low]), ..Self::of(&bytes, next_hop, serves) }
     }
 
     /// A real that is encapsulated to with IPv6 (RFC 2473). Without a next hop its packets are dropped, and counted.
@@ -90,6 +92,14 @@ impl RealEntry {
             header_sum: 0,
             serves,
         }
+    }
+
+    /// With IPv4: the bits of the source's last two bytes that the flow hash sets, as they lie in the packet. They are
+    /// zero in the template.
+    #[must_use]
+    #[inline(always)]
+    pub const fn source_mask(&self) -> u16 {
+        self.end
     }
 
     /// Whether the outer header is IPv6's.
@@ -153,7 +163,22 @@ mod tests {
         assert_eq!(&bytes[26..34], [198, 18, 221, 11, 198, 18, 101, 10]);
         assert_eq!(entry.header_sum, net::fold(net::sum(&bytes[14..34])));
         assert_eq!((entry.address(), entry.is_ip6()), (Some(address.into()), false));
+        assert_eq!(entry.source_mask(), 0);
         assert_eq!(RealEntry::default().address(), None);
+    }
+
+    #[test]
+    fn ipip_template_with_a_prefix_holds_its_first_address_and_what_varies() {
+        let address = Ipv4Addr::new(198, 18, 101, 10);
+        for (prefix, first, mask) in
+            [("198.18.221.16/28", [198, 18, 221, 16], [0, 15]), ("198.18.220.0/23", [198, 18, 220, 0], [1, 255])]
+        {
+            let entry = RealEntry::ipip(prefix.parse::<OuterSource>().unwrap(), address, Some(&HOP), SERVES_TCP);
+            assert_eq!(bytes(&entry)[26..30], first);
+            assert_eq!(entry.source_mask().to_ne_bytes(), mask);
+            assert_eq!(entry.header_sum, net::fold(net::sum(&bytes(&entry)[14..34])));
+            assert_eq!(entry.address(), Some(address.into()));
+        }
     }
 
     #[test]

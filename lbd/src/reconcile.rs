@@ -2,7 +2,7 @@
 //! replayed; `daemon` feeds it and carries out what it returns.
 
 use crate::{
-    config::{Config, Protocol, Vip, VipKey, VipMiss},
+    config::{Config, OuterSource, Protocol, Vip, VipKey, VipMiss},
     ids::Ids,
     maglev,
     nexthop::NextHop,
@@ -330,10 +330,10 @@ impl Core {
         Op::Resolve(self.reals.iter().filter_map(|(real, _)| ipv4(*real)).collect())
     }
 
-    /// A next hop stays in use while the kernel knows no other. Where a real is sent to from the address that its
-    /// route prefers, its probes must follow that address too.
+    /// A next hop stays in use while the kernel knows no other. Where a real is probed from the address that its route
+    /// prefers, in the outer header or only in the inner one, the probes must follow that address.
     fn next_hops(&mut self, hops: Vec<(Ipv4Addr, NextHop)>) -> Vec<Op> {
-        let routed = self.config.node().outer_source().is_none();
+        let routed = self.config.node().outer_source().and_then(OuterSource::only).is_none();
         let mut moved = false;
         for (real, hop) in hops {
             let before = self.hops.insert(real.into(), hop);
@@ -367,15 +367,15 @@ impl Core {
             (None, known) => known.map_or(0, |entry| entry.serves),
         };
         let hop = self.hops.get(&address);
-        let source = self.config.node().outer_source();
+        let source = |routed: Ipv4Addr| self.config.node().outer_source().unwrap_or(routed.into());
         let entry = match (hop, known) {
-            (Some(hop), _) => RealEntry::ipip(source.unwrap_or(hop.source), real, Some(&link_layer(hop)), serves),
+            (Some(hop), _) => RealEntry::ipip(source(hop.source), real, Some(&link_layer(hop)), serves),
             // An earlier daemon knew the way.
             (None, Some(mut entry)) => {
                 entry.serves = serves;
                 entry
             }
-            (None, None) => RealEntry::ipip(source.unwrap_or(Ipv4Addr::UNSPECIFIED), real, None, serves),
+            (None, None) => RealEntry::ipip(source(Ipv4Addr::UNSPECIFIED), real, None, serves),
         };
         (self.written.insert(id, entry) != Some(entry)).then_some(Op::Real(id, entry))
     }

@@ -18,7 +18,12 @@ fn config(vips: &[(u16, &[u8])], outer_source: bool) -> Config {
 
 /// One VIP each of a protocol and a port, checked at the second port.
 fn config_of(vips: &[(&str, u16, u16, &[u8])], outer_source: bool) -> Config {
-    let source = if outer_source { "outer_source = \"198.18.221.11\"\n" } else { "" };
+    config_from(vips, outer_source.then_some("198.18.221.11"))
+}
+
+/// The same with this outer source.
+fn config_from(vips: &[(&str, u16, u16, &[u8])], outer_source: Option<&str>) -> Config {
+    let source = outer_source.map(|source| format!("outer_source = \"{source}\"\n")).unwrap_or_default();
     let mut text = format!("[node]\ninterface = \"eth0\"\n{source}");
     for (protocol, port, check, reals) in vips {
         writeln!(text, "[[vip]]\naddress = \"198.19.10.1\"\nprotocol = \"{protocol}\"\nport = {port}").unwrap();
@@ -351,11 +356,21 @@ fn real_without_an_index_is_named_and_the_others_serve() {
 
 #[test]
 fn probes_follow_the_source_address_of_the_route() {
-    for (outer_source, planned) in [(false, 1), (true, 0)] {
-        let Running { mut core, .. } = running(&config(&[(80, &[1])], outer_source), &[(1, UP)]);
+    for (outer_source, planned) in [(None, 1), (Some("198.18.221.11"), 0), (Some("198.18.222.0/28"), 1)] {
+        let config = config_from(&[("tcp", 80, 80, &[1])], outer_source);
+        let Running { mut core, .. } = running(&config, &[(1, UP)]);
         let ops = core.apply(Event::NextHops(vec![(address(1), hop(12))]), NOW());
         assert_eq!(ops.iter().filter(|op| matches!(op, Op::Checks(_))).count(), planned);
     }
+}
+
+#[test]
+fn real_is_sent_to_from_the_whole_prefix() {
+    let config = config_from(&[("tcp", 80, 80, &[1])], Some("198.18.222.0/28"));
+    let Running { core, .. } = running(&config, &[(1, UP)]);
+    let source: OuterSource = "198.18.222.0/28".parse().unwrap();
+    let expected = RealEntry::ipip(source, address(1), Some(&link_layer(&hop(11))), SERVES_TCP);
+    assert_eq!(core.written[&id(&core, 1)], expected);
 }
 
 const LATER: fn(u64) -> Instant = |s| NOW() + Duration::from_secs(s);

@@ -23,6 +23,9 @@ use lb_ebpf::probe::{CaptureCounters, Captured, INNER, OUTER, Ports, SNAP, Watch
 
 #[unsafe(no_mangle)]
 static PORTS: Global<Ports> = Global::new(Ports { first: 1, last: 0 });
+/// See [`Watch::local`].
+#[unsafe(no_mangle)]
+static HOST_MASK: Global<u32> = Global::new(0);
 
 #[map]
 static WATCH: HashMap<Watch, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
@@ -144,10 +147,16 @@ fn is_error(ctx: &TcContext, offset: u32) -> Option<bool> {
     let ours = match quoted.protocol {
         TCP | UDP => is_ours(a, b),
         ICMP if a == ECHO_REQUEST => is_ours(e, f),
-        IPIP => return Some(watched(&watch, OUTER)),
+        IPIP => return Some(watched(&Watch { local: first_of(source), ..watch }, OUTER)),
         _ => false,
     };
     Some(ours && watched(&watch, INNER))
+}
+
+/// The first of the outer sources, of which this may be one.
+#[inline(always)]
+fn first_of(source: [u8; 4]) -> [u8; 4] {
+    (u32::from_ne_bytes(source) & !HOST_MASK.load()).to_ne_bytes()
 }
 
 /// Whether a port or identifier, given by its bytes on the wire, is in our range.

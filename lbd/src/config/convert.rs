@@ -9,8 +9,8 @@ use toml::Spanned;
 
 use super::dto::{self, Integer, Span};
 use super::{
-    Check, CheckKind, Config, DEFAULT_SEED, HashBy, MAX_REALS, MAX_VIPS, Mistake, Node, OnAllDown, Protocol, Real,
-    Timing, Vip, VipKey, VipMiss,
+    Check, CheckKind, Config, DEFAULT_SEED, HashBy, MAX_REALS, MAX_VIPS, Mistake, Node, OnAllDown, OuterSource,
+    Protocol, Real, Timing, Vip, VipKey, VipMiss,
 };
 
 const DEFAULT_WEIGHT: u16 = 100;
@@ -72,7 +72,7 @@ impl Mistakes {
 
     fn node(&mut self, node: dto::Node) -> Option<Node> {
         let interfaces = self.interfaces(node.interface);
-        let outer_source = optional(node.outer_source.as_ref(), |a| self.ipv4("outer_source", a));
+        let outer_source = optional(node.outer_source.as_ref(), |source| self.outer_source(source));
         let seed = optional(node.seed.as_ref(), |seed| self.seed(seed));
         let vip_miss = optional(node.unmatched.as_ref(), |word| {
             self.word("unmatched", word, &[("drop", VipMiss::Drop), ("pass", VipMiss::Pass)])
@@ -111,6 +111,14 @@ impl Mistakes {
                 ),
             ),
             None => Some(names),
+        }
+    }
+
+    fn outer_source(&mut self, text: &Spanned<String>) -> Option<OuterSource> {
+        let value = text.get_ref();
+        match value.parse() {
+            Ok(source) => Some(source),
+            Err(error) => self.add(text.span(), format!("`outer_source` {value:?} {error}")),
         }
     }
 

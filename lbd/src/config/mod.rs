@@ -15,7 +15,7 @@ mod error;
 mod tests;
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ use serde::{Deserialize, Serialize};
 pub use diff::Change;
 pub use error::{ConfigError, Mistake};
 
+/// What outer headers have as their source (`outer_source`).
+pub use lb_ebpf::source::OuterSource;
 /// By what a VIP's flows are spread over its ring (`hash`), and the most VIPs one node takes.
 pub use lb_ebpf::vip::{HashBy, MAX_VIPS};
 /// Most different real addresses one node takes: the map's index 0 means "none".
@@ -90,7 +92,7 @@ impl Config {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     interfaces: Vec<String>,
-    outer_source: Option<Ipv4Addr>,
+    outer_source: Option<OuterSource>,
     seed: [u8; 16],
     vip_miss: VipMiss,
 }
@@ -102,9 +104,10 @@ impl Node {
         &self.interfaces
     }
 
-    /// The source of the outer header of forwarded packets and of probes; `None`: the preferred source of the route to each real.
+    /// The source of the outer header of forwarded packets and of probes. Flows are hashed over a prefix, and probes take turns
+    /// in it. `None`: the preferred source of the route to each real.
     #[must_use]
-    pub fn outer_source(&self) -> Option<Ipv4Addr> {
+    pub fn outer_source(&self) -> Option<OuterSource> {
         self.outer_source
     }
 

@@ -1,4 +1,5 @@
 use std::fmt::Write;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::*;
@@ -52,7 +53,7 @@ fn good_with(good: &str, other: &str) -> Config {
 fn parse_good_file_gives_sorted_domain_with_defaults_applied() {
     let config = good();
     assert_eq!(config.node().interfaces(), ["eth0"]);
-    assert_eq!(config.node().outer_source(), Some(Ipv4Addr::new(198, 18, 221, 11)));
+    assert_eq!(config.node().outer_source(), Some(Ipv4Addr::new(198, 18, 221, 11).into()));
     assert_eq!(config.node().seed(), DEFAULT_SEED);
     assert_eq!(config.node().vip_miss(), VipMiss::Drop);
     let [vip] = config.vips() else { panic!("one VIP expected") };
@@ -71,6 +72,17 @@ fn parse_good_file_gives_sorted_domain_with_defaults_applied() {
     assert_eq!(vip.timing(), timing);
     assert_eq!(vip.flow_idle(), Duration::from_mins(15));
     assert_eq!(vip.on_all_down(), OnAllDown::Keep);
+}
+
+#[test]
+fn parse_outer_source_prefix_is_taken_whole() {
+    for (prefix, last) in [("198.18.221.0/28", [198, 18, 221, 15]), ("198.18.0.0/16", [198, 18, 255, 255])] {
+        let source = good_with("198.18.221.11", prefix).node().outer_source().unwrap();
+        assert_eq!((source.to_string().as_str(), source.only()), (prefix, None));
+        assert_eq!(source.turn(u32::MAX), Ipv4Addr::from(last));
+    }
+    let one = good_with("198.18.221.11", "198.18.221.11/32");
+    assert!(Config::diff(&one, &good()).is_empty(), "an address is a prefix of one");
 }
 
 #[test]
@@ -173,10 +185,25 @@ lbd.toml:11:12: `address` "2001:db8::1" is an IPv6 address: this version takes I
 11 | address  = "2001:db8::1"
    |            ^^^^^^^^^^^^^
 "#;
-    parse_outer_source_prefix_is_refused: "198.18.221.11" => "198.18.221.0/24", r#"
-lbd.toml:4:16: `outer_source` "198.18.221.0/24" is not an address: allowed is an IPv4 address such as "198.18.222.11"
-4 | outer_source = "198.18.221.0/24"
-  |                ^^^^^^^^^^^^^^^^^
+    parse_outer_source_with_host_bits_is_refused: "198.18.221.11" => "198.18.221.11/28", r#"
+lbd.toml:4:16: `outer_source` "198.18.221.11/28" has host bits set: allowed is a unicast IPv4 address such as "198.18.221.11", or a prefix /16 to /32 with host bits zero such as "198.18.221.0/28", which must be routed to this node: every address in it is used, the first (network) and the last (broadcast) too
+4 | outer_source = "198.18.221.11/28"
+  |                ^^^^^^^^^^^^^^^^^^
+"#;
+    parse_outer_source_larger_than_16_bits_is_refused: "198.18.221.11" => "198.18.0.0/15", r#"
+lbd.toml:4:16: `outer_source` "198.18.0.0/15" is too large, or has a length that there is not: allowed is a unicast IPv4 address such as "198.18.221.11", or a prefix /16 to /32 with host bits zero such as "198.18.221.0/28", which must be routed to this node: every address in it is used, the first (network) and the last (broadcast) too
+4 | outer_source = "198.18.0.0/15"
+  |                ^^^^^^^^^^^^^^^
+"#;
+    parse_outer_source_of_another_family_is_refused: "198.18.221.11" => "2001:db8::/64", r#"
+lbd.toml:4:16: `outer_source` "2001:db8::/64" is not an IPv4 address or prefix: allowed is a unicast IPv4 address such as "198.18.221.11", or a prefix /16 to /32 with host bits zero such as "198.18.221.0/28", which must be routed to this node: every address in it is used, the first (network) and the last (broadcast) too
+4 | outer_source = "2001:db8::/64"
+  |                ^^^^^^^^^^^^^^^
+"#;
+    parse_outer_source_nobody_sends_from_is_refused: "198.18.221.11" => "127.0.0.0/28", r#"
+lbd.toml:4:16: `outer_source` "127.0.0.0/28" cannot be used here: allowed is a unicast IPv4 address such as "198.18.221.11", or a prefix /16 to /32 with host bits zero such as "198.18.221.0/28", which must be routed to this node: every address in it is used, the first (network) and the last (broadcast) too
+4 | outer_source = "127.0.0.0/28"
+  |                ^^^^^^^^^^^^^^
 "#;
     parse_duplicate_real_is_refused: "198.18.222.12" => "198.18.222.11", r#"
 lbd.toml:20:13: real 198.18.222.11 is listed twice for VIP 198.19.10.1

@@ -45,7 +45,7 @@ pub(crate) fn send<F: Family>(
     if packet.len + IPV4_LEN as u32 > u32::from(real.mtu) {
         return too_big::<F>(ctx, packet, real.mtu.saturating_sub(IPV4_LEN as u16));
     }
-    in_ip4(ctx, packet, real, counter)
+    in_ip4(ctx, packet, hash, real, counter)
 }
 
 /// Tells the client of a packet that is too large, where it may be told: never about an error or what was sent to many
@@ -64,22 +64,24 @@ fn too_big<F: Family>(ctx: &XdpContext, packet: &Packet<F::Address>, next_hop_mt
     F::tell_too_big(ctx, next_hop_mtu)
 }
 
-/// An outer IPv4 header (RFC 2003). DF is copied (§3.1).
+/// An outer IPv4 header (RFC 2003). DF is copied (§3.1). The flow hash chooses the source, where there are several.
 #[inline(always)]
-fn in_ip4<A>(ctx: &XdpContext, inner: &Packet<A>, real: &RealEntry, counter: u32) -> Verdict {
+fn in_ip4<A>(ctx: &XdpContext, inner: &Packet<A>, hash: u64, real: &RealEntry, counter: u32) -> Verdict {
     let Some(frame) = grow::<IPV4_LEN>(ctx) else { return Reason::DropNoHeadroom.into() };
     let len = ((inner.len + IPV4_LEN as u32) as u16).to_be();
     let (df, id) = if inner.dont_fragment { (IP_DF, 0) } else { (0, varying_id(counter)) };
     let tos = u32::from(inner.tos) << 8;
-    let sum = u32::from(real.header_sum) + tos + u32::from(len) + u32::from(id) + u32::from(df);
+    // Bits that do not choose the slot: all flows of a real share some of those.
+    let source = (hash >> 28) as u16 & real.source_mask();
+    let sum = u32::from(real.header_sum) + tos + u32::from(len) + u32::from(id) + u32::from(df) + u32::from(source);
     let [w0, w1, w2, w3, w4, _] = real.head;
     // SAFETY: 34 bytes, which `grow` has checked. Byte 15 is the ToS; 16 to 21 are length, ID and flags; 24 and 25
-    // the checksum: all zero in the template, little endian in memory.
+    // the checksum; 28 and 29 have the bits of the source that vary: all zero in the template, little endian in memory.
     unsafe {
         frame.store(0, w0);
         frame.store(8, w1 | (u64::from(inner.tos) << 56));
         frame.store(16, w2 | u64::from(len) | (u64::from(id) << 16) | (u64::from(df) << 32));
-        frame.store(24, w3 | u64::from(!fold(sum)));
+        frame.store(24, w3 | u64::from(!fold(sum)) | (u64::from(source) << 32));
         frame.store(32, w4 as u16);
     }
     leave(ctx, real)
