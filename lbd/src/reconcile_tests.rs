@@ -250,6 +250,17 @@ fn real_of_tcp_vips_alone_serves_no_datagrams() {
 }
 
 #[test]
+fn removed_real_is_asked_for_by_the_vips_that_still_check_it() {
+    let config = |reals: &[u8]| config_of(&[("udp", 53, 53, reals), ("udp", 123, 123, &[1, 2])], true);
+    let Running { mut core, .. } = running(&config(&[1, 2]), &[(1, UP), (2, UP)]);
+    core.apply(Event::Configured(config(&[1])), NOW());
+    let two = id(&core, 2);
+    assert_eq!(core.written.get(&two).unwrap().serves, SERVES_UDP);
+    verdict_on(&mut core, 123, 2, HARD);
+    assert_eq!(core.written.get(&two).unwrap().serves, 0, "nobody would ever learn that it is back for port 53");
+}
+
+#[test]
 fn real_down_in_a_window_gets_no_datagram_that_has_no_entry() {
     // Another VIP of the same reals stays up, so the packet path is told that they serve.
     let config = |reals: &[u8]| config_of(&[("udp", 53, 53, reals), ("udp", 123, 123, &[1, 2])], true);

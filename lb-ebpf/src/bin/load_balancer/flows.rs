@@ -62,16 +62,14 @@ extern "C" fn tracked_real(slot: u32, hash: u64, protocol: u32, idle_s: u32, kin
     let entry = if way < WAYS { bucket.load(way) } else { Entry::default() };
     // Another CPU may have put another flow there since.
     let is_own = way < WAYS && entry.matches(hash) == 1;
-    if kind != Kind::Syn && is_own {
-        if entry.lives(now, idle_s) && real_serves(entry.real(), serves) {
-            let seen = entry.seen(now);
-            // A store takes the line from other CPUs: once in a tick is enough.
-            if kind != Kind::Error && seen != entry {
-                bucket.store(way, seen);
-            }
-            event(FlowEvent::Hit);
-            return u32::from(entry.real());
+    if kind != Kind::Syn && is_own && entry.lives(now, idle_s) && real_serves(entry.real(), serves) {
+        let seen = entry.seen(now);
+        // A store takes the line from other CPUs: once in a tick is enough.
+        if kind != Kind::Error && seen != entry {
+            bucket.store(way, seen);
         }
+        event(FlowEvent::Hit);
+        return u32::from(entry.real());
     }
     event(miss(protocol, kind));
     let choice = if kind != Kind::Syn && real_serves(slot.prev(), serves) { slot.prev() } else { slot.cur() };
