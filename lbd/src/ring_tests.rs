@@ -271,7 +271,7 @@ impl Path {
         let choice = if !syn && serves(slot.prev()) { slot.prev() } else { slot.cur() };
         if slot.track() && choice != 0 {
             self.entries.insert(hash, (choice, now));
-        } else if syn {
+        } else {
             self.entries.remove(&hash);
         }
         choice
