@@ -4,6 +4,10 @@ use crate::pod;
 
 /// Source of the packets that `bench_wire` generates, 198.18.10.10, as it lies in the packet.
 pub const WIRE_SOURCE: u32 = u32::from_ne_bytes([198, 18, 10, 10]);
+/// Where `bench_wire` counts what it generates.
+pub const WIRE_GENERATED: u32 = 0;
+/// Where it counts what ends in its sink.
+pub const WIRE_ENDED: u32 = 1;
 /// Packets in one run of a bench program: with one, the run itself would cost as much as the packet.
 pub const PACKETS_PER_RUN: u32 = 8;
 

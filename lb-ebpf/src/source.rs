@@ -19,7 +19,7 @@ pub enum InvalidSource {
     Length,
     /// The address has bits set that the prefix leaves open.
     HostBits,
-    /// Nobody sends from such addresses: unspecified, loopback, multicast, broadcast.
+    /// Nobody sends from such addresses: 0.0.0.0/8, loopback, multicast, broadcast.
     Unusable,
 }
 
@@ -35,8 +35,9 @@ impl OuterSource {
         if first.to_bits() & source.host_mask() != 0 {
             return Err(InvalidSource::HostBits);
         }
-        let unusable = |a: Ipv4Addr| a.is_unspecified() || a.is_loopback() || a.is_multicast() || a.is_broadcast();
-        // No such range begins or ends inside a prefix this long.
+        let is_this_network = |a: Ipv4Addr| a.octets()[0] == 0;
+        let unusable = |a: Ipv4Addr| is_this_network(a) || a.is_loopback() || a.is_multicast() || a.is_broadcast();
+        // Each but the last is a range of whole /8; a prefix that has the last ends with it.
         if unusable(first) || unusable(source.turn(u32::MAX)) {
             return Err(InvalidSource::Unusable);
         }
@@ -53,6 +54,12 @@ impl OuterSource {
     #[must_use]
     pub fn only(self) -> Option<Ipv4Addr> {
         (self.length == 32).then_some(self.first)
+    }
+
+    /// Whether it is one of the addresses.
+    #[must_use]
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        (self.first.to_bits() ^ address.to_bits()) & !self.host_mask() == 0
     }
 
     /// The bits that differ between the addresses, host byte order: some of the low 16.
@@ -145,6 +152,7 @@ mod tests {
             ("198.18.221.1/28", InvalidSource::HostBits),
             ("198.18.221.0/16", InvalidSource::HostBits),
             ("0.0.0.0/16", InvalidSource::Unusable),
+            ("0.1.2.3", InvalidSource::Unusable),
             ("127.0.0.0/28", InvalidSource::Unusable),
             ("224.0.0.1", InvalidSource::Unusable),
             ("255.255.255.240/28", InvalidSource::Unusable),
@@ -161,7 +169,8 @@ mod tests {
             let round: Vec<_> = (0..1 << (32 - length)).map(|n| source.turn(start.wrapping_add(n))).collect();
             prop_assert_eq!(round.iter().collect::<HashSet<_>>().len(), round.len());
             let open = source.host_mask();
-            prop_assert!(round.iter().all(|a| a.to_bits() & !open == source.first().to_bits()));
+            prop_assert!(round.iter().all(|a| source.contains(*a)));
+            prop_assert!(!source.contains(Ipv4Addr::from_bits(source.first().to_bits() ^ (open + 1))));
             prop_assert_eq!(source.turn(start), source.turn(start.wrapping_add(open + 1)));
         }
     }

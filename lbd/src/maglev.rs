@@ -2,7 +2,7 @@
 //!
 //! After Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer" (NSDI 2016, §3.4).
 //! Each candidate walks its own permutation of the slots and takes the next free one on its turn; turns
-//! are dealt in proportion to weight. The result depends on addresses, weights and seed only, not on the
+//! are dealt in proportion to weight. The result depends on addresses, weights, seed and size only, not on the
 //! order of configuration nor on history, so equal nodes build equal rings.
 
 use lb_ebpf::ring::{MAX_RING_ORDER, RING_SLOTS, RealId};

@@ -46,7 +46,7 @@ enum Command {
 /// verdict null, and its note says why. A summary follows on standard error.
 ///
 /// Made up: every real is up but those given with --down; MAC addresses are 02:00 and the real's address; the outer
-/// source is 192.0.2.1 where the configuration has no `outer_source`. Time stands still: `flow_idle` does not pass.
+/// source is 192.0.2.1 where the configuration has no `outer_source`. Time is that of the run, not of the capture.
 #[derive(clap::Args)]
 #[command(
     after_help = "Exit status: 0 done, 1 the configuration, the capture or the kernel is at fault (packets before \

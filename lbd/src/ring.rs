@@ -290,7 +290,7 @@ impl Ring {
     }
 
     /// A digest of which address each slot gives to new flows: equal on nodes with the same seed,
-    /// configuration and health, whatever their history.
+    /// configuration, health and size of this ring, whatever their history. The size is that of the ring's creation.
     #[must_use]
     pub fn digest(&self, address_of: impl Fn(RealId) -> Option<IpAddr>) -> u64 {
         let mut hasher = SipHasher24::new_with_key(&self.seed);

@@ -15,13 +15,13 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_ebpf::{
-    bench::WIRE_SOURCE,
+    bench::{WIRE_ENDED, WIRE_GENERATED, WIRE_SOURCE},
     net::{ETH_LEN, ETHERTYPE_IPV4, IPIP, IPV4_LEN},
 };
 
-/// How many packets a program has seen on this CPU.
+/// How many packets have been generated on this CPU, and how many have ended here.
 #[btf_map]
-static SEEN: PerCpuArray<u64, 1> = PerCpuArray::new();
+static SEEN: PerCpuArray<u64, 2> = PerCpuArray::new();
 
 /// The Ethernet header of what is generated.
 #[btf_map]
@@ -40,7 +40,7 @@ fn generate(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_ABORTED;
     }
     #[expect(clippy::cast_possible_truncation, reason = "the ports come round again")]
-    let port = seen() as u16;
+    let port = seen(WIRE_GENERATED) as u16;
     // SAFETY: inside the frame, checked above.
     unsafe {
         (start as *mut [u8; ETH_LEN]).write_unaligned(*header);
@@ -62,7 +62,7 @@ fn sink(ctx: XdpContext) -> u32 {
     if !is_generated(&ctx) {
         return xdp_action::XDP_PASS;
     }
-    seen();
+    seen(WIRE_ENDED);
     xdp_action::XDP_DROP
 }
 
@@ -84,8 +84,8 @@ fn is_generated(ctx: &XdpContext) -> bool {
 
 /// The number of this packet on this CPU.
 #[inline(always)]
-fn seen() -> u64 {
-    let Some(seen) = SEEN.get_ptr_mut(0) else { return 0 };
+fn seen(index: u32) -> u64 {
+    let Some(seen) = SEEN.get_ptr_mut(index) else { return 0 };
     // SAFETY: this CPU's own entry; a program is not preempted by itself on one CPU.
     unsafe {
         *seen += 1;

@@ -1,6 +1,7 @@
 //! From the file's shapes to the domain: every rule about values is here, and every broken one is reported.
 
 use std::collections::HashSet;
+use std::iter::once;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
@@ -51,6 +52,9 @@ pub(super) fn config(file: dto::File) -> Result<Config, Vec<Mistake>> {
     let base = mistakes.base(&file.defaults).unwrap_or(BUILT_IN);
     let mut vips: Vec<_> = file.vip.iter().filter_map(|vip| mistakes.vip(vip, &base)).collect();
     mistakes.across(&file.vip);
+    if let Some(source) = node.as_ref().and_then(|node| node.outer_source) {
+        mistakes.across_sources(source, &file.vip);
+    }
     match (node, mistakes.0) {
         (Some(node), mistakes) if mistakes.is_empty() => {
             vips.sort_by_key(|vip| vip.key);
@@ -309,6 +313,20 @@ impl Mistakes {
                     "too many reals: at most {MAX_REALS} different addresses are allowed, this is the first beyond"
                 );
                 self.add::<()>(real.address.span(), message);
+            }
+        }
+    }
+
+    /// A real would discard what comes from an address of its own, and every real has the VIPs.
+    fn across_sources(&mut self, source: OuterSource, vips: &[dto::Vip]) {
+        let addresses = vips.iter().flat_map(|vip| once(&vip.address).chain(vip.real.iter().map(|real| &real.address)));
+        for address in addresses {
+            if let Some(IpAddr::V4(found)) = parse(address)
+                && source.contains(found)
+            {
+                let message =
+                    format!("{found} is an `outer_source` ({source}): what comes from there would be discarded");
+                self.add::<()>(address.span(), message);
             }
         }
     }

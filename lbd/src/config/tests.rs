@@ -76,7 +76,7 @@ fn parse_good_file_gives_sorted_domain_with_defaults_applied() {
 
 #[test]
 fn parse_outer_source_prefix_is_taken_whole() {
-    for (prefix, last) in [("198.18.221.0/28", [198, 18, 221, 15]), ("198.18.0.0/16", [198, 18, 255, 255])] {
+    for (prefix, last) in [("198.18.221.0/28", [198, 18, 221, 15]), ("198.17.0.0/16", [198, 18, 255, 255])] {
         let source = good_with("198.18.221.11", prefix).node().outer_source().unwrap();
         assert_eq!((source.to_string().as_str(), source.only()), (prefix, None));
         assert_eq!(source.turn(u32::MAX), Ipv4Addr::from(last));
@@ -184,6 +184,16 @@ lbd.toml:17:13: `address` "2001:db8::12" is an IPv6 address: this version takes 
 lbd.toml:11:12: `address` "2001:db8::1" is an IPv6 address: this version takes IPv4 only, for VIPs and reals alike
 11 | address  = "2001:db8::1"
    |            ^^^^^^^^^^^^^
+"#;
+    parse_outer_source_of_a_vip_is_refused: "198.18.221.11" => "198.19.10.0/28", r#"
+lbd.toml:11:12: 198.19.10.1 is an `outer_source` (198.19.10.0/28): what comes from there would be discarded
+11 | address  = "198.19.10.1"
+   |            ^^^^^^^^^^^^^
+"#;
+    parse_outer_source_of_a_real_is_refused: "198.18.221.11" => "198.18.222.11", r#"
+lbd.toml:20:13: 198.18.222.11 is an `outer_source` (198.18.222.11): what comes from there would be discarded
+20 |   address = "198.18.222.11"
+   |             ^^^^^^^^^^^^^^^
 "#;
     parse_outer_source_with_host_bits_is_refused: "198.18.221.11" => "198.18.221.11/28", r#"
 lbd.toml:4:16: `outer_source` "198.18.221.11/28" has host bits set: allowed is a unicast IPv4 address such as "198.18.221.11", or a prefix /16 to /32 with host bits zero such as "198.18.221.0/28", which must be routed to this node: every address in it is used, the first (network) and the last (broadcast) too

@@ -8,7 +8,7 @@ use lb_ebpf::{
     real::{MAX_REALS, RealEntry},
     syn::SynCounter,
 };
-use std::path::Path;
+use std::{fmt, path::Path};
 
 /// Maps that a daemon and the next one share: flows name reals by their index, and counters count on.
 pub(super) const SHARED_MAPS: [(&str, Layout); 4] = [
@@ -24,6 +24,12 @@ pub(super) struct Layout {
     kind: MapType,
     value_size: usize,
     entries: usize,
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} of {} × {} bytes", self.kind, self.entries, self.value_size)
+    }
 }
 
 impl Layout {
@@ -51,8 +57,9 @@ pub(super) fn check(directory: &Path) -> Result<(), Error> {
         let found = found.map_err(Error::new("open pinned map", pin.display()))?;
         if found != expected {
             let why = format!(
-                "another version of lbd left it: {found:?}, not {expected:?}; end that version without \
-                 --leave-attached first, or give this one another --bpffs"
+                "another version of lbd left it ({found}, not {expected}): start that version once more and end it by \
+                 SIGTERM without --leave-attached, or remove the files in {}, which detaches it",
+                directory.display()
             );
             return Err(Error::new("use pinned map", pin.display())(why));
         }

@@ -97,7 +97,7 @@ fn row(sessions: u32, tracking: Tracking) -> Result<RowResult> {
         }
     }
     let event = |event| world.program.flow_events(event);
-    Ok(RowResult {
+    let row = RowResult {
         sessions,
         tracking,
         packets: u64::from(sessions) * u64::from(PACKETS),
@@ -106,7 +106,9 @@ fn row(sessions: u32, tracking: Tracking) -> Result<RowResult> {
         misses: event(FlowEvent::MissTcp)?,
         inserts: event(FlowEvent::Insert)?,
         evictions: event(FlowEvent::Evict)?,
-    })
+    };
+    row.check().with_context(|| format!("{sessions} sessions, {tracking:?}: this is not what was to be measured"))?;
+    Ok(row)
 }
 
 /// The program with one VIP.
@@ -179,6 +181,25 @@ fn frame(syn: bool) -> Result<Vec<u8>> {
     let mut frame = Vec::new();
     if syn { tcp.syn() } else { tcp.ack(1) }.write(&mut frame, &[])?;
     Ok(frame)
+}
+
+impl RowResult {
+    /// Every session keeps its real, except where the table, asked for every packet, had to forget some.
+    fn check(&self) -> Result<()> {
+        let asked = self.hits + self.misses;
+        match self.tracking {
+            Tracking::Ring => {
+                ensure!(self.kept == self.packets, "only {} of {} packets kept their real", self.kept, self.packets);
+                ensure!(self.inserts == self.misses, "{} of {} misses were remembered", self.inserts, self.misses);
+            }
+            Tracking::All => {
+                ensure!(asked == self.packets, "{asked} of {} packets were looked up", self.packets);
+                ensure!(self.kept >= self.hits, "{} hits, but {} packets kept their real", self.hits, self.kept);
+                ensure!(self.evictions > 0 || self.misses == 0, "{} misses without an eviction", self.misses);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Results {

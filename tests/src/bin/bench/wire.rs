@@ -13,7 +13,11 @@ use aya::{
 };
 use comfy_table::{CellAlignment, Table, presets};
 use etherparse::PacketBuilder;
-use lb_ebpf::{bench::WIRE_SOURCE, net::ETH_LEN, objects::BENCH_WIRE};
+use lb_ebpf::{
+    bench::{WIRE_ENDED, WIRE_SOURCE},
+    net::ETH_LEN,
+    objects::BENCH_WIRE,
+};
 use lbd::model::Stats;
 use nix::net::if_::if_nametoindex;
 use serde::Serialize;
@@ -129,16 +133,16 @@ impl<'a> Wire<'a> {
     /// Sends so many packets; returns how many a second came back, and how many did not.
     fn round(&mut self, packets: u32) -> Result<(f64, u64)> {
         let generator = xdp(&mut self.programs, "generate")?.fd()?.try_clone()?;
-        let before = self.seen()?;
+        let before = self.ended()?;
         let began = Instant::now();
         on(self.router, || live_frames::send(&generator, if_nametoindex(PORT)?, &self.frame, packets))?;
         let took = began.elapsed();
-        // Generator and sink count in the same place; what is still under way comes within moments.
+        // What is still under way comes within moments.
         let sent = u64::from(packets);
-        let mut came = self.seen()?.saturating_sub(before + sent);
+        let mut came = self.ended()? - before;
         while came < sent {
             thread::sleep(Duration::from_millis(10));
-            let now = self.seen()?.saturating_sub(before + sent);
+            let now = self.ended()? - before;
             if now == came {
                 break;
             }
@@ -149,9 +153,9 @@ impl<'a> Wire<'a> {
         Ok((came as f64 / took.as_secs_f64(), sent - came))
     }
 
-    fn seen(&self) -> Result<u64> {
+    fn ended(&self) -> Result<u64> {
         let map: PerCpuArray<_, u64> = self.programs.map("SEEN").context("no map SEEN")?.try_into()?;
-        Ok(map.get(&0, 0)?.iter().sum())
+        Ok(map.get(&WIRE_ENDED, 0)?.iter().sum())
     }
 }
 
