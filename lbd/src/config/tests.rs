@@ -76,7 +76,7 @@ fn parse_good_file_gives_sorted_domain_with_defaults_applied() {
 
 #[test]
 fn parse_outer_source_prefix_is_taken_whole() {
-    for (prefix, last) in [("198.18.221.0/28", [198, 18, 221, 15]), ("198.17.0.0/16", [198, 18, 255, 255])] {
+    for (prefix, last) in [("198.18.221.0/28", [198, 18, 221, 15]), ("100.64.0.0/16", [100, 64, 255, 255])] {
         let source = good_with("198.18.221.11", prefix).node().outer_source().unwrap();
         assert_eq!((source.to_string().as_str(), source.only()), (prefix, None));
         assert_eq!(source.turn(u32::MAX), Ipv4Addr::from(last));
