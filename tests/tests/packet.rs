@@ -84,7 +84,7 @@ fn counters_of_vip_and_real_grow_with_the_packet() {
     let packet = udp4(VIP, (4000, 53), b"query");
     let id = path.forward(&packet).real;
     for index in [vip_index(service(VIP, Protocol::Udp)), real_index(id)] {
-        let counter = path.data_plane.counter(index).unwrap();
+        let counter = path.program.counter(index).unwrap();
         assert_eq!((counter.packets, counter.bytes), (1, frame(&packet).len() as u64));
     }
 }

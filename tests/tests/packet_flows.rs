@@ -7,7 +7,6 @@
     reason = "a helper that fails fails its test"
 )]
 
-use aya::programs::{TestRun as _, TestRunOptions};
 use etherparse::PacketBuilder;
 use lb_ebpf::{
     counter::FlowEvent,
@@ -19,7 +18,7 @@ use lb_ebpf::{
 };
 use lbd::{
     config::{Protocol, VipKey, VipMiss},
-    data_plane::{DataPlane, tick_now},
+    data_plane::{Program, XdpAction, tick_now},
     maglev::Candidate,
     ring::{self, Member},
     sweep::Sweep,
@@ -27,8 +26,7 @@ use lbd::{
 };
 use std::{
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -38,7 +36,6 @@ const IDLE_S: u16 = 900;
 const REALS: RealId = 9;
 /// The ingress interface of a test run, loopback: the reals are reached by it, so packets are transmitted.
 const INGRESS: u32 = 1;
-const XDP_TX: u32 = 3;
 
 fn real_address(id: RealId) -> Ipv4Addr {
     Ipv4Addr::new(198, 18, 100, u8::try_from(id).unwrap())
@@ -72,16 +69,12 @@ const FLOW: Flow = Flow(0xc612_0a0a);
 
 /// A loaded program with one VIP over nine reals.
 struct Table {
-    data_plane: DataPlane,
-    directory: PathBuf,
+    program: Program,
 }
 
 impl Table {
     fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let directory = PathBuf::from(format!("/sys/fs/bpf/lbd-flows-test-{}-{number}", std::process::id()));
-        let mut data_plane = DataPlane::load(&directory).expect("loading the program needs root");
+        let mut program = Program::load().expect("loading the program needs root");
         let key = VipKey { address: Ipv4Addr::from(VIP).into(), protocol: Protocol::Tcp, port: 80 };
         let row = Row {
             key,
@@ -90,27 +83,25 @@ impl Table {
             flow_idle: Duration::from_secs(IDLE_S.into()),
             hash: HashBy::FiveTuple,
         };
-        data_plane.swap_vips(&vip_table::build(&[row], SEED, VipMiss::Drop)).unwrap();
+        program.swap_vips(&vip_table::build(&[row], SEED, VipMiss::Drop)).unwrap();
         let hop = NextHop { ifindex: INGRESS, mtu: 1500, source_mac: [2; 6], destination_mac: [4; 6] };
         for id in 1..=REALS {
             let entry = RealEntry::ipip(real_address(0), real_address(id), Some(&hop), SERVES_TCP | SERVES_UDP);
-            data_plane.set_real(id, entry).unwrap();
+            program.set_real(id, entry).unwrap();
         }
-        Self { data_plane, directory }
+        Self { program }
     }
 
     /// All slots alike.
     fn ring(&mut self, slot: Slot) {
-        self.data_plane.swap_ring(0, &Box::new(Ring { slots: [slot; RING_SLOTS] })).unwrap();
+        self.program.swap_ring(0, &Box::new(Ring { slots: [slot; RING_SLOTS] })).unwrap();
     }
 
     /// Sends one packet; returns the real that it went to.
     fn send(&mut self, frame: &[u8]) -> RealId {
-        let mut out = [0; 256];
-        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
-        let result = self.data_plane.xdp().unwrap().test_run(options).unwrap();
-        assert_eq!(result.return_value, XDP_TX);
-        RealId::from(out[33])
+        let ran = self.program.test_run(frame).unwrap();
+        assert_eq!(ran.action, XdpAction::Transmit);
+        RealId::from(ran.frame[33])
     }
 
     fn syn(&mut self, flow: Flow) -> RealId {
@@ -122,7 +113,7 @@ impl Table {
     }
 
     fn bucket(&self, flow: Flow) -> &Bucket {
-        &self.data_plane.flows().buckets()[bucket_index(flow.hash())]
+        &self.program.flows().buckets()[bucket_index(flow.hash())]
     }
 
     fn entry(&self, flow: Flow) -> Option<Entry> {
@@ -138,21 +129,14 @@ impl Table {
     }
 
     fn events(&self) -> Vec<(FlowEvent, u64)> {
-        let count = |&event| (event, self.data_plane.flow_events(event).unwrap());
+        let count = |&event| (event, self.program.flow_events(event).unwrap());
         FlowEvent::ALL.iter().map(count).filter(|(_, count)| *count != 0).collect()
     }
 
     /// Entries in the whole table.
     fn entries(&self) -> usize {
-        let words = self.data_plane.flows().buckets().iter().flat_map(Bucket::words);
+        let words = self.program.flows().buckets().iter().flat_map(Bucket::words);
         words.filter(|word| word.load(Ordering::Relaxed) != 0).count()
-    }
-}
-
-impl Drop for Table {
-    fn drop(&mut self) {
-        self.data_plane.detach().unwrap();
-        std::fs::remove_dir(&self.directory).unwrap();
     }
 }
 
@@ -191,7 +175,7 @@ fn hit_keeps_the_real_and_the_flow_alive() {
         let entry = table.entry(FLOW).unwrap();
         assert!(entry.is_established() && entry.age(now()) <= 2, "{entry:?}");
     }
-    assert_eq!(table.data_plane.flow_events(FlowEvent::Hit).unwrap(), 3);
+    assert_eq!(table.program.flow_events(FlowEvent::Hit).unwrap(), 3);
 }
 
 #[test]
@@ -235,7 +219,7 @@ fn full_bucket(table: &mut Table) -> Vec<Flow> {
         table.ack(flow);
     }
     assert!(flows.iter().all(|&flow| table.entry(flow).is_some_and(Entry::is_established)));
-    assert_eq!(table.data_plane.flow_events(FlowEvent::Evict).unwrap(), 0);
+    assert_eq!(table.program.flow_events(FlowEvent::Evict).unwrap(), 0);
     flows
 }
 
@@ -254,7 +238,7 @@ fn full_bucket_gives_up_the_flow_that_was_silent_for_longest() {
         table.age(flow, if at == 5 { 20 } else { 2 });
     }
     assert_eq!(displaced(&mut table, &flows), [5]);
-    assert_eq!(table.data_plane.flow_events(FlowEvent::Evict).unwrap(), 1);
+    assert_eq!(table.program.flow_events(FlowEvent::Evict).unwrap(), 1);
 }
 
 #[test]
@@ -264,7 +248,7 @@ fn full_bucket_gives_up_flows_of_which_only_a_syn_was_seen_before_older_ones() {
     table.age(flows[2], 20);
     table.syn(flows[6]);
     assert_eq!(displaced(&mut table, &flows), [6]);
-    assert_eq!(table.data_plane.flow_events(FlowEvent::Evict).unwrap(), 1);
+    assert_eq!(table.program.flow_events(FlowEvent::Evict).unwrap(), 1);
 }
 
 #[test]
@@ -274,7 +258,7 @@ fn full_bucket_gives_up_expired_flows_first_and_that_is_no_eviction() {
     table.age(flows[3], longest_age(IDLE_S));
     table.syn(flows[6]);
     assert_eq!(displaced(&mut table, &flows), [3]);
-    assert_eq!(table.data_plane.flow_events(FlowEvent::Evict).unwrap(), 0);
+    assert_eq!(table.program.flow_events(FlowEvent::Evict).unwrap(), 0);
 }
 
 #[test]
@@ -282,7 +266,7 @@ fn sweep_of_the_real_table_clears_the_silent_and_names_the_others() {
     let mut table = Table::new();
     let flows = full_bucket(&mut table);
     table.age(flows[0], longest_age(IDLE_S) + 2);
-    let sweep = Sweep::over(table.data_plane.flows().buckets(), now(), IDLE_S);
+    let sweep = Sweep::over(table.program.flows().buckets(), now(), IDLE_S);
     assert_eq!((sweep.living, sweep.cleared), (WAYS - 1, 1));
     assert!(table.entry(flows[0]).is_none());
     assert!(flows[1..].iter().all(|flow| sweep.names_slot(slot_index(flow.hash(), 0), 0)) && sweep.names_real(1));
@@ -305,7 +289,7 @@ fn flood_of_syns_with_every_real_up_inserts_nothing() {
     let mut table = Table::new();
     let mut ring = ring::Ring::new(SEED, 0, Duration::from_secs(IDLE_S.into()), true, false);
     ring.update(&members(), true, Instant::now());
-    table.data_plane.swap_ring(0, &ring.words()[0]).unwrap();
+    table.program.swap_ring(0, &ring.words()[0]).unwrap();
     let flows = if std::env::var_os("LBD_TEST_LONG").is_some() { 10_000_000 } else { 10_000 };
     let mut frame = FLOW.frame(true);
     for flow in 0..flows {

@@ -118,14 +118,14 @@ fn syns_are_counted_by_real_and_repeated_ones_recognised() {
         path.forward(&tcp4(VIP, (port, 80), SYN));
         path.forward(&tcp4(VIP, (port, 80), ACK));
     }
-    assert_eq!(path.data_plane.syns(2).unwrap().syns, 100);
-    let before = path.data_plane.syns(2).unwrap().repeated;
+    assert_eq!(path.program.syns(2).unwrap().syns, 100);
+    let before = path.program.syns(2).unwrap().repeated;
     assert!(before <= 2, "different flows seldom look alike: {before}");
     for port in 1..=10 {
         path.forward(&tcp4(VIP, (port, 80), SYN));
     }
-    let SynCounter { syns, repeated } = path.data_plane.syns(2).unwrap();
+    let SynCounter { syns, repeated } = path.program.syns(2).unwrap();
     // A test run may move to another CPU, which has a sketch of its own.
     assert!(syns == 110 && (1..=10).contains(&(repeated - before)), "{repeated}");
-    assert_eq!(path.data_plane.syns(1).unwrap(), SynCounter::default());
+    assert_eq!(path.program.syns(1).unwrap(), SynCounter::default());
 }

@@ -27,7 +27,7 @@ fn path(source: &str) -> Path {
     for id in REALS {
         let IpAddr::V4(address) = real_address(id) else { panic!("the reals of IPv4") };
         let entry = RealEntry::ipip(source, address, Some(&Path::hop()), SERVES_TCP | SERVES_UDP);
-        path.data_plane.set_real(id, entry).unwrap();
+        path.program.set_real(id, entry).unwrap();
     }
     path
 }

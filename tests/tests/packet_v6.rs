@@ -221,6 +221,6 @@ fn both_families_are_counted_and_kept_apart() {
     path.forward(&tcp4(VIP, (1, 80), ACK));
     path.forward(&tcp6(VIP6, (1, 80), ACK));
     for index in [1, 4].map(lb_ebpf::counter::real_index) {
-        assert_eq!(path.data_plane.counter(index).unwrap().packets, 1);
+        assert_eq!(path.program.counter(index).unwrap().packets, 1);
     }
 }

@@ -21,14 +21,12 @@ use lb_ebpf::{
 };
 use lbd::{
     config::{HashBy, Protocol, VipKey, VipMiss},
-    data_plane::DataPlane,
+    data_plane::Program,
     vip_table::{self, Row},
 };
 use sent::{Encapsulated, encapsulated};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -98,19 +96,14 @@ pub(crate) fn real_address(id: RealId) -> IpAddr {
 
 /// The loaded program.
 pub(crate) struct Path {
-    pub(crate) data_plane: DataPlane,
-    directory: PathBuf,
+    pub(crate) program: Program,
 }
 
 impl Path {
     pub(crate) fn new(unmatched: VipMiss) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let directory = PathBuf::from(format!("/sys/fs/bpf/lbd-packet-test-{}-{number}", std::process::id()));
-        let data_plane = DataPlane::load(&directory).expect("loading the program needs root");
-        let mut path = Self { data_plane, directory };
+        let mut path = Self { program: Program::load().expect("loading the program needs root") };
         let rows: Vec<_> = (0..).zip(SERVICES).map(row).collect();
-        path.data_plane.swap_vips(&vip_table::build(&rows, SEED, unmatched)).unwrap();
+        path.program.swap_vips(&vip_table::build(&rows, SEED, unmatched)).unwrap();
         for id in REALS.chain(REALS6) {
             path.real(id, Some(&Self::hop()), SERVES_TCP | SERVES_UDP);
         }
@@ -130,7 +123,7 @@ impl Path {
             IpAddr::V4(address) => RealEntry::ipip(LB, address, hop, serves),
             IpAddr::V6(address) => RealEntry::ip6(LB6, address, hop, serves),
         };
-        self.data_plane.set_real(id, entry).unwrap();
+        self.program.set_real(id, entry).unwrap();
     }
 
     /// Gives every real this next hop.
@@ -145,7 +138,7 @@ impl Path {
         for (at, word) in ring.slots.iter_mut().enumerate() {
             *word = slot(at);
         }
-        self.data_plane.swap_ring(RingRef::new(index, 0).place(0), &ring).unwrap();
+        self.program.swap_ring(RingRef::new(index, 0).place(0), &ring).unwrap();
     }
 
     /// Runs one frame; returns the XDP action, the frame as it leaves and the one reason that was counted.
@@ -169,7 +162,7 @@ impl Path {
         let mut out = vec![0; data.len() + 256];
         let mut options = TestRunOptions::new();
         (options.data_in, options.ctx_in, options.data_out) = (Some(data), context, Some(out.as_mut_slice()));
-        let result = self.data_plane.xdp().unwrap().test_run(options).unwrap();
+        let result = self.program.xdp().unwrap().test_run(options).unwrap();
         out.truncate(result.data_size_out as usize);
         let counted: Vec<_> = self.reasons().into_iter().zip(before).filter(|(now, then)| now.1 != then.1).collect();
         let [((reason, now), (_, then))] = counted.as_slice() else { panic!("one reason a packet, not {counted:?}") };
@@ -178,11 +171,11 @@ impl Path {
     }
 
     fn reasons(&self) -> Vec<(Reason, u64)> {
-        Reason::ALL.iter().map(|&r| (r, self.data_plane.reason(r).unwrap().packets)).collect()
+        Reason::ALL.iter().map(|&r| (r, self.program.reason(r).unwrap().packets)).collect()
     }
 
     pub(crate) fn flow_events(&self, event: FlowEvent) -> u64 {
-        self.data_plane.flow_events(event).unwrap()
+        self.program.flow_events(event).unwrap()
     }
 
     /// Runs an IP packet that must be forwarded, untouched inside what leaves.
@@ -197,13 +190,6 @@ impl Path {
     /// Runs an IP packet that must not be forwarded.
     pub(crate) fn reason(&mut self, packet: &[u8]) -> Reason {
         self.run(&build::frame(packet)).2
-    }
-}
-
-impl Drop for Path {
-    fn drop(&mut self) {
-        self.data_plane.detach().unwrap();
-        std::fs::remove_dir(&self.directory).unwrap();
     }
 }
 
