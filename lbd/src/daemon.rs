@@ -20,7 +20,7 @@ use crate::{
 use hc_prober::{Prober, Settings, Transition};
 use jiff::Timestamp;
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -84,8 +84,8 @@ struct Daemon {
     attached: Vec<Attached>,
     prober: Prober,
     resolver: Resolver,
-    wanted: Vec<Ipv4Addr>,
-    unresolved: Vec<Ipv4Addr>,
+    wanted: Vec<IpAddr>,
+    unresolved: Vec<IpAddr>,
     started: Timestamp,
     revision: u64,
     loaded_at: Timestamp,
@@ -260,9 +260,11 @@ impl Daemon {
         let (old, node) = (self.core.config().node(), new.node());
         if old.interfaces() != node.interfaces()
             || old.outer_source() != node.outer_source()
+            || old.outer_source6() != node.outer_source6()
             || old.seed() != node.seed()
         {
-            return Err("[node]: interface, outer_source and seed cannot change on reload; restart lbd".to_owned());
+            return Err("[node]: interface, outer_source, outer_source6 and seed cannot change on reload; restart lbd"
+                .to_owned());
         }
         Ok(new)
     }

@@ -12,7 +12,7 @@ mod tables;
 mod tests;
 mod watch;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
@@ -34,8 +34,8 @@ pub struct NextHop {
     pub source_mac: [u8; 6],
     /// The address of the gateway, or of the real where it is on the link.
     pub dest_mac: [u8; 6],
-    /// The source the kernel would choose on this route.
-    pub source: Ipv4Addr,
+    /// The source the kernel would choose on this route, of the real's family.
+    pub source: IpAddr,
 }
 
 /// Why a real has no next hop at the moment.
@@ -45,13 +45,13 @@ pub enum Unresolved {
     #[error("no route to {real}")]
     NoRoute {
         /// The real.
-        real: Ipv4Addr,
+        real: IpAddr,
     },
     /// A route answers for it that forwards nothing: it is our own address, a broadcast, or a blackhole.
     #[error("the route to {real} is of type {kind:?}, which forwards nothing")]
     NotForwarded {
         /// The real.
-        real: Ipv4Addr,
+        real: IpAddr,
         /// What the route does instead.
         kind: RouteType,
     },
@@ -59,15 +59,23 @@ pub enum Unresolved {
     #[error("device {device} towards {real} is down")]
     DeviceDown {
         /// The real.
-        real: Ipv4Addr,
+        real: IpAddr,
         /// The device's name, or its index where it is gone.
+        device: String,
+    },
+    /// The device adds its tag on the way out, where XDP's redirect does not pass.
+    #[error("device {device} towards {real} is a VLAN device, which XDP cannot send through: route {real} by another")]
+    Vlan {
+        /// The real.
+        real: IpAddr,
+        /// The device's name.
         device: String,
     },
     /// The device has no Ethernet header to fill.
     #[error("device {device} towards {real} is not Ethernet")]
     NotEthernet {
         /// The real.
-        real: Ipv4Addr,
+        real: IpAddr,
         /// The device's name.
         device: String,
     },
@@ -119,13 +127,13 @@ impl Resolver {
     ///
     /// # Errors
     /// [`Unresolved`] says what is missing.
-    pub async fn resolve(&self, real: Ipv4Addr) -> Result<NextHop, Unresolved> {
+    pub async fn resolve(&self, real: IpAddr) -> Result<NextHop, Unresolved> {
         let tables = self.tables().await?;
         self.resolve_in(&tables, real).await
     }
 
     /// The next hops of all of them, in the same order, from one reading of the link and neighbour tables.
-    pub async fn resolve_all(&self, reals: &[Ipv4Addr]) -> Vec<Result<NextHop, Unresolved>> {
+    pub async fn resolve_all(&self, reals: &[IpAddr]) -> Vec<Result<NextHop, Unresolved>> {
         let tables = match self.tables().await {
             Ok(tables) => tables,
             Err(error) => return vec![Err(error); reals.len()],
@@ -137,13 +145,16 @@ impl Resolver {
         all
     }
 
-    async fn resolve_in(&self, tables: &Tables, real: Ipv4Addr) -> Result<NextHop, Unresolved> {
+    async fn resolve_in(&self, tables: &Tables, real: IpAddr) -> Result<NextHop, Unresolved> {
         let route = self.route(real).await?;
         tables.join(real, &route)
     }
 
-    async fn route(&self, real: Ipv4Addr) -> Result<Route, Unresolved> {
-        let request = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(real, 32).build();
+    async fn route(&self, real: IpAddr) -> Result<Route, Unresolved> {
+        let request = match real {
+            IpAddr::V4(real) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(real, 32).build(),
+            IpAddr::V6(real) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(real, 128).build(),
+        };
         match self.handle.route().get(request).execute().try_next().await {
             Ok(Some(message)) => Route::read(real, &message),
             Ok(None) => Err(Unresolved::NoRoute { real }),

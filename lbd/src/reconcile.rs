@@ -2,7 +2,7 @@
 //! replayed; `daemon` feeds it and carries out what it returns.
 
 use crate::{
-    config::{Config, OuterSource, Protocol, Vip, VipKey, VipMiss},
+    config::{Config, Node, Protocol, Vip, VipKey, VipMiss},
     ids::Ids,
     maglev,
     nexthop::NextHop,
@@ -20,7 +20,7 @@ use lb_ebpf::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, Instant},
 };
 
@@ -35,7 +35,7 @@ pub enum Event {
     /// A check came to a verdict.
     Verdict(CheckKey, State),
     /// These reals' next hops are known. One whose next hop is not is left out: the last one stays in use.
-    NextHops(Vec<(Ipv4Addr, NextHop)>),
+    NextHops(Vec<(IpAddr, NextHop)>),
     /// The table of tracked flows was swept, as [`Op::Sweep`] asked.
     Swept(Sweep),
     /// The sweep failed.
@@ -56,7 +56,7 @@ pub enum Op {
     /// Probe exactly these.
     Checks(Vec<Check>),
     /// Keep exactly these reals' next hops up to date.
-    Resolve(Vec<Ipv4Addr>),
+    Resolve(Vec<IpAddr>),
     /// Say that there is no index left for these reals: they get no traffic.
     NoIndex(Vec<IpAddr>),
     /// Packets may come: the first round of checks is over.
@@ -327,20 +327,19 @@ impl Core {
     }
 
     fn resolve(&self) -> Op {
-        Op::Resolve(self.reals.iter().filter_map(|(real, _)| ipv4(*real)).collect())
+        Op::Resolve(self.reals.iter().map(|(&real, _)| real).collect())
     }
 
     /// A next hop stays in use while the kernel knows no other. Where a real is probed from the address that its route
     /// prefers, in the outer header or only in the inner one, the probes must follow that address.
-    fn next_hops(&mut self, hops: Vec<(Ipv4Addr, NextHop)>) -> Vec<Op> {
-        let routed = self.config.node().outer_source().and_then(OuterSource::only).is_none();
+    fn next_hops(&mut self, hops: Vec<(IpAddr, NextHop)>) -> Vec<Op> {
         let mut moved = false;
         for (real, hop) in hops {
-            let before = self.hops.insert(real.into(), hop);
-            moved |= before.is_some_and(|before| before.source != hop.source);
+            let before = self.hops.insert(real, hop);
+            moved |= self.config.node().is_source_routed(real) && before.is_some_and(|b| b.source != hop.source);
         }
         let mut ops = self.write_reals();
-        if routed && moved {
+        if moved {
             ops.push(Op::Checks(checks(&self.config)));
         }
         ops
@@ -360,22 +359,15 @@ impl Core {
 
     /// A real, if its entry is not what the map holds.
     fn write_real(&mut self, address: IpAddr, id: RealId) -> Option<Op> {
-        let real = ipv4(address)?;
         let known = self.written.get(&id).copied();
         let serves = match (self.serves(address), known) {
             (Some(serves), _) => flags_of(serves),
             (None, known) => known.map_or(0, |entry| entry.serves),
         };
-        let hop = self.hops.get(&address);
-        let source = |routed: Ipv4Addr| self.config.node().outer_source().unwrap_or(routed.into());
-        let entry = match (hop, known) {
-            (Some(hop), _) => RealEntry::ipip(source(hop.source), real, Some(&link_layer(hop)), serves),
+        let entry = match (self.hops.get(&address), known) {
             // An earlier daemon knew the way.
-            (None, Some(mut entry)) => {
-                entry.serves = serves;
-                entry
-            }
-            (None, None) => RealEntry::ipip(source(Ipv4Addr::UNSPECIFIED), real, None, serves),
+            (None, Some(entry)) => RealEntry { serves, ..entry },
+            (hop, _) => real_entry(self.config.node(), address, hop, serves),
         };
         (self.written.insert(id, entry) != Some(entry)).then_some(Op::Real(id, entry))
     }
@@ -469,10 +461,24 @@ fn serves_of(flags: u16) -> Serves {
     Serves { tcp: flags & SERVES_TCP != 0, udp: flags & SERVES_UDP != 0 }
 }
 
-fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
+/// What the packet path needs to know of a real. Without a next hop its packets are dropped, and counted.
+fn real_entry(node: &Node, real: IpAddr, hop: Option<&NextHop>, serves: u16) -> RealEntry {
+    let next_hop = hop.map(link_layer);
+    match real {
+        IpAddr::V4(real) => {
+            let routed = match hop.map(|hop| hop.source) {
+                Some(IpAddr::V4(source)) => source,
+                Some(IpAddr::V6(_)) | None => Ipv4Addr::UNSPECIFIED,
+            };
+            RealEntry::ipip(node.outer_source().unwrap_or(routed.into()), real, next_hop.as_ref(), serves)
+        }
+        IpAddr::V6(real) => {
+            let routed = match hop.map(|hop| hop.source) {
+                Some(IpAddr::V6(source)) => source,
+                Some(IpAddr::V4(_)) | None => Ipv6Addr::UNSPECIFIED,
+            };
+            RealEntry::ip6(node.outer_source6().unwrap_or(routed), real, next_hop.as_ref(), serves)
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Events in, operations out: what a daemon writes when it starts over another's work, and what a reload keeps.
 
 use super::*;
+use crate::config::OuterSource;
 use hc_prober::Severity;
 use lb_ebpf::{
     flow::{BUCKETS, Bucket, Entry, Tick},
@@ -35,12 +36,12 @@ fn config_from(vips: &[(&str, u16, u16, &[u8])], outer_source: Option<&str>) -> 
     Config::parse("lbd.toml", &text).unwrap()
 }
 
-fn address(real: u8) -> Ipv4Addr {
-    Ipv4Addr::new(198, 18, 100, real)
+fn address(real: u8) -> IpAddr {
+    Ipv4Addr::new(198, 18, 100, real).into()
 }
 
 fn hop(source: u8) -> NextHop {
-    let source = Ipv4Addr::new(198, 18, 221, source);
+    let source = Ipv4Addr::new(198, 18, 221, source).into();
     NextHop { ifindex: 2, mtu: 1500, source_mac: [2; 6], dest_mac: [4; 6], source }
 }
 
@@ -51,7 +52,7 @@ fn verdict(core: &mut Core, real: u8, state: State) -> Vec<Op> {
 
 /// A verdict of the check of a real of the VIP with this port.
 fn verdict_on(core: &mut Core, port: u16, real: u8, state: State) -> Vec<Op> {
-    let key = service(core, Some(port)).check_key(address(real).into());
+    let key = service(core, Some(port)).check_key(address(real));
     core.apply(Event::Verdict(key, state), NOW())
 }
 
@@ -61,7 +62,7 @@ fn service(core: &Core, port: Option<u16>) -> &Service {
 }
 
 fn id(core: &Core, real: u8) -> RealId {
-    core.reals.get(&address(real).into()).unwrap()
+    core.reals.get(&address(real)).unwrap()
 }
 
 /// A daemon that is attached, with these verdicts of its reals, and the last ring that it wrote.
@@ -75,7 +76,7 @@ fn running(config: &Config, verdicts: &[(u8, State)]) -> Running {
     let hops = verdicts.iter().map(|(real, _)| (address(*real), hop(11))).collect();
     ops.extend(core.apply(Event::NextHops(hops), NOW()));
     for &(real, state) in verdicts {
-        let keys: BTreeSet<_> = core.services().map(|s| s.check_key(address(real).into())).collect();
+        let keys: BTreeSet<_> = core.services().map(|s| s.check_key(address(real))).collect();
         for key in keys {
             ops.extend(core.apply(Event::Verdict(key, state), NOW()));
         }
@@ -360,7 +361,7 @@ fn real_without_an_index_is_named_and_the_others_serve() {
         Inheritance { reals: (2..RealId::try_from(MAX_REALS).unwrap()).map(held).collect(), ..Inheritance::default() };
     let (mut core, ops) = Core::start(config(&[(80, &[1, 2])], true), inheritance, NOW());
     let named = ops.iter().find_map(|op| if let Op::NoIndex(reals) = op { Some(reals.clone()) } else { None });
-    assert_eq!(named, Some(vec![address(2).into()]));
+    assert_eq!(named, Some(vec![address(2)]));
     let ops = verdict(&mut core, 1, UP);
     assert!(matches!(ops[..], [Op::Real(1, _), Op::Ring(..), Op::Vips(_), Op::Attach]));
 }
@@ -380,8 +381,28 @@ fn real_is_sent_to_from_the_whole_prefix() {
     let config = config_from(&[("tcp", 80, 80, &[1])], Some("198.18.222.0/28"));
     let Running { core, .. } = running(&config, &[(1, UP)]);
     let source: OuterSource = "198.18.222.0/28".parse().unwrap();
-    let expected = RealEntry::ipip(source, address(1), Some(&link_layer(&hop(11))), SERVES_TCP);
+    let expected = RealEntry::ipip(source, Ipv4Addr::new(198, 18, 100, 1), Some(&link_layer(&hop(11))), SERVES_TCP);
     assert_eq!(core.written[&id(&core, 1)], expected);
+}
+
+#[test]
+fn ipv6_real_is_sent_to_from_its_routes_source_or_the_configured_one() {
+    let (real, own, named) = ("fd00:101::10", "fd00:221::11", "fd00:221::99");
+    for (line, source, planned) in [("", own, 1), ("outer_source6 = \"fd00:221::99\"\n", named, 0)] {
+        let text = format!(
+            "[node]\ninterface = \"lo\"\nouter_source = \"198.18.221.11\"\n{line}[[vip]]\naddress = \"198.19.10.1\"\n\
+             protocol = \"tcp\"\nport = 80\ncheck = {{ kind = \"tcp\" }}\n[[vip.real]]\naddress = \"{real}\"\n"
+        );
+        let (mut core, ops) = Core::start(Config::parse("", &text).unwrap(), Inheritance::default(), NOW());
+        let [source, own, real] = [source, own, real].map(|text| text.parse::<Ipv6Addr>().unwrap());
+        assert!(ops.iter().any(|op| matches!(op, Op::Resolve(reals) if reals[..] == [IpAddr::from(real)])));
+        let first = NextHop { source: own.into(), ..hop(11) };
+        core.apply(Event::NextHops(vec![(real.into(), first)]), NOW());
+        assert_eq!(core.written[&1], RealEntry::ip6(source, real, Some(&link_layer(&first)), 0));
+        let moved = NextHop { source: "fd00:221::12".parse().unwrap(), ..first };
+        let ops = core.apply(Event::NextHops(vec![(real.into(), moved)]), NOW());
+        assert_eq!(ops.iter().filter(|op| matches!(op, Op::Checks(_))).count(), planned);
+    }
 }
 
 const LATER: fn(u64) -> Instant = |s| NOW() + Duration::from_secs(s);

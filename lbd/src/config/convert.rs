@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::iter::once;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
@@ -52,8 +52,8 @@ pub(super) fn config(file: dto::File) -> Result<Config, Vec<Mistake>> {
     let base = mistakes.base(&file.defaults).unwrap_or(BUILT_IN);
     let mut vips: Vec<_> = file.vip.iter().filter_map(|vip| mistakes.vip(vip, &base)).collect();
     mistakes.across(&file.vip);
-    if let Some(source) = node.as_ref().and_then(|node| node.outer_source) {
-        mistakes.across_sources(source, &file.vip);
+    if let Some(node) = &node {
+        mistakes.across_sources(node, &file.vip);
     }
     match (node, mistakes.0) {
         (Some(node), mistakes) if mistakes.is_empty() => {
@@ -77,6 +77,7 @@ impl Mistakes {
     fn node(&mut self, node: dto::Node) -> Option<Node> {
         let interfaces = self.interfaces(node.interface);
         let outer_source = optional(node.outer_source.as_ref(), |source| self.outer_source(source));
+        let outer_source6 = optional(node.outer_source6.as_ref(), |source| self.outer_source6(source));
         let seed = optional(node.seed.as_ref(), |seed| self.seed(seed));
         let vip_miss = optional(node.unmatched.as_ref(), |word| {
             self.word("unmatched", word, &[("drop", VipMiss::Drop), ("pass", VipMiss::Pass)])
@@ -84,6 +85,7 @@ impl Mistakes {
         Some(Node {
             interfaces: interfaces?,
             outer_source: outer_source?,
+            outer_source6: outer_source6?,
             seed: seed?.unwrap_or(DEFAULT_SEED),
             vip_miss: vip_miss?.unwrap_or_default(),
         })
@@ -126,6 +128,18 @@ impl Mistakes {
         }
     }
 
+    /// One address: the flow label of outer IPv6 headers spreads flows already.
+    fn outer_source6(&mut self, text: &Spanned<String>) -> Option<Ipv6Addr> {
+        let value = text.get_ref();
+        match parse(text) {
+            Some(IpAddr::V6(address)) if is_usable6(address) => Some(address),
+            _ => self.add(
+                text.span(),
+                format!("`outer_source6` {value:?} is not a unicast IPv6 address such as \"fd00:221::11\""),
+            ),
+        }
+    }
+
     fn seed(&mut self, text: &Spanned<String>) -> Option<[u8; 16]> {
         match from_hex(text.get_ref()).and_then(|bytes| bytes.try_into().ok()) {
             Some(seed) => Some(seed),
@@ -134,17 +148,17 @@ impl Mistakes {
     }
 
     fn vip(&mut self, vip: &dto::Vip, base: &Base) -> Option<Vip> {
-        let address = self.ipv4("address", &vip.address);
+        let address = self.address("address", &vip.address);
         let protocol = self.word("protocol", &vip.protocol, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]);
         let port = self.integer("port", &vip.port, 0..=u16::MAX);
-        let check = self.check(&vip.check, port);
+        let check = self.check(&vip.check, port, address);
         let timing = self.timing(&vip.check.clock(), base.timing);
         let flow_idle = self.flow_idle(vip.flow_idle.as_ref(), base.flow_idle);
         let hash = optional(vip.hash.as_ref(), |word| self.word("hash", word, &HASHES));
         let on_all_down = self.all_down(vip.all_down.as_ref(), base.on_all_down);
-        let reals = self.reals(vip);
+        let reals = self.reals(vip, address);
         Some(Vip {
-            key: VipKey { address: address?.into(), protocol: protocol?, port: port? },
+            key: VipKey { address: address?, protocol: protocol?, port: port? },
             reals: reals?,
             check: check?,
             timing: timing?,
@@ -154,7 +168,7 @@ impl Mistakes {
         })
     }
 
-    fn reals(&mut self, vip: &dto::Vip) -> Option<Vec<Real>> {
+    fn reals(&mut self, vip: &dto::Vip, vip_address: Option<IpAddr>) -> Option<Vec<Real>> {
         if vip.real.is_empty() {
             let message = format!("VIP {} has no reals: give it at least one [[vip.real]]", vip.address.get_ref());
             return self.add(vip.address.span(), message);
@@ -163,20 +177,28 @@ impl Mistakes {
         let mut reals = Vec::with_capacity(vip.real.len());
         for real in &vip.real {
             let weight = optional(real.weight.as_ref(), |weight| self.integer("weight", weight, 0..=u16::MAX));
-            if let (Some(address), Some(weight)) = (self.ipv4("address", &real.address), weight) {
+            if let (Some(address), Some(weight)) = (self.address("address", &real.address), weight) {
                 if !seen.insert(address) {
                     let message = format!("real {address} is listed twice for VIP {}", vip.address.get_ref());
                     self.add::<()>(real.address.span(), message);
                 }
-                reals.push(Real { address: address.into(), weight: weight.unwrap_or(DEFAULT_WEIGHT) });
+                if address.is_ipv4() && vip_address.is_some_and(|vip| vip.is_ipv6()) {
+                    let message = format!(
+                        "real {address} is IPv4, and its VIP {} IPv6: IPv6 travels inside IPv6 only, so its reals have \
+                         IPv6 addresses",
+                        vip.address.get_ref()
+                    );
+                    self.add::<()>(real.address.span(), message);
+                }
+                reals.push(Real { address, weight: weight.unwrap_or(DEFAULT_WEIGHT) });
             }
         }
         reals.sort();
         (reals.len() == vip.real.len()).then_some(reals)
     }
 
-    fn check(&mut self, check: &dto::Check, vip_port: Option<u16>) -> Option<Check> {
-        let target = optional(check.target.as_ref(), |target| self.ipv4("target", target));
+    fn check(&mut self, check: &dto::Check, vip_port: Option<u16>, vip: Option<IpAddr>) -> Option<Check> {
+        let target = optional(check.target.as_ref(), |target| self.target(target, vip));
         let kind = match check.kind.get_ref().as_str() {
             "icmp" => self.icmp(check),
             "tcp" => self.tcp(check, vip_port),
@@ -186,7 +208,19 @@ impl Mistakes {
                 format!("`kind` {other:?} is not a kind of check: allowed are \"icmp\", \"tcp\" and \"udp\""),
             ),
         };
-        Some(Check { kind: kind?, target: target?.map(IpAddr::from) })
+        Some(Check { kind: kind?, target: target? })
+    }
+
+    /// The inner packet's destination travels as the VIP's packets do.
+    fn target(&mut self, text: &Spanned<String>, vip: Option<IpAddr>) -> Option<IpAddr> {
+        let target = self.address("target", text)?;
+        match vip {
+            Some(vip) if vip.is_ipv4() != target.is_ipv4() => {
+                let message = format!("`target` {target} is not of the family of its VIP {vip}");
+                self.add(text.span(), message)
+            }
+            _ => Some(target),
+        }
     }
 
     fn icmp(&mut self, check: &dto::Check) -> Option<CheckKind> {
@@ -318,37 +352,41 @@ impl Mistakes {
     }
 
     /// A real would discard what comes from an address of its own, and every real has the VIPs.
-    fn across_sources(&mut self, source: OuterSource, vips: &[dto::Vip]) {
+    fn across_sources(&mut self, node: &Node, vips: &[dto::Vip]) {
         let addresses = vips.iter().flat_map(|vip| once(&vip.address).chain(vip.real.iter().map(|real| &real.address)));
-        for address in addresses {
-            if let Some(IpAddr::V4(found)) = parse(address)
-                && source.contains(found)
-            {
-                let message =
-                    format!("{found} is an `outer_source` ({source}): what comes from there would be discarded");
-                self.add::<()>(address.span(), message);
+        for text in addresses {
+            let source = match parse(text) {
+                Some(IpAddr::V4(address)) => {
+                    let source = node.outer_source.filter(|source| source.contains(address));
+                    source.map(|source| format!("`outer_source` ({source})"))
+                }
+                Some(IpAddr::V6(address)) => {
+                    node.outer_source6.filter(|source| *source == address).map(|_| "`outer_source6`".to_owned())
+                }
+                None => None,
+            };
+            if let Some(source) = source {
+                let message = format!("{} is an {source}: what comes from there would be discarded", text.get_ref());
+                self.add::<()>(text.span(), message);
             }
         }
     }
 
-    /// An address packets can be sent to and from, of the one family this version knows.
-    fn ipv4(&mut self, key: &str, text: &Spanned<String>) -> Option<Ipv4Addr> {
+    /// An address packets can be sent to and from.
+    fn address(&mut self, key: &str, text: &Spanned<String>) -> Option<IpAddr> {
         let value = text.get_ref();
         match parse(text) {
-            Some(IpAddr::V4(a)) if a.is_unspecified() || a.is_loopback() || a.is_multicast() || a.is_broadcast() => {
-                let message = format!("`{key}` {value:?} cannot be used here: allowed is a unicast IPv4 address");
-                self.add(text.span(), message)
-            }
-            Some(IpAddr::V4(address)) => Some(address),
-            Some(IpAddr::V6(_)) => {
+            Some(address) if is_usable(address) => Some(address),
+            Some(_) => {
                 let message = format!(
-                    "`{key}` {value:?} is an IPv6 address: this version takes IPv4 only, for VIPs and reals alike"
+                    "`{key}` {value:?} cannot be used here: allowed is a unicast address that is neither loopback, \
+                     link-local nor mapped"
                 );
                 self.add(text.span(), message)
             }
             None => {
                 let message = format!(
-                    "`{key}` {value:?} is not an address: allowed is an IPv4 address such as \"198.18.222.11\""
+                    "`{key}` {value:?} is not an address: allowed is one such as \"198.18.222.11\" or \"fd00:222::11\""
                 );
                 self.add(text.span(), message)
             }
@@ -404,6 +442,20 @@ impl Mistakes {
             }
         }
     }
+}
+
+/// IPv4 link-local addresses can: the device is found by the route.
+fn is_usable(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => !(a.is_unspecified() || a.is_loopback() || a.is_multicast() || a.is_broadcast()),
+        IpAddr::V6(a) => is_usable6(a),
+    }
+}
+
+/// A link-local one would need its device beside it.
+fn is_usable6(a: Ipv6Addr) -> bool {
+    let is_mapped = a.to_ipv4_mapped().is_some();
+    !(a.is_unspecified() || a.is_loopback() || a.is_multicast() || a.is_unicast_link_local() || is_mapped)
 }
 
 /// `Some(None)`: not there; `None`: there, and a mistake.

@@ -94,6 +94,7 @@ fn node(old: &Config, new: &Config) -> Vec<Change> {
     [
         ("interface", old.interfaces != new.interfaces),
         ("outer_source", old.outer_source != new.outer_source),
+        ("outer_source6", old.outer_source6 != new.outer_source6),
         ("seed", old.seed != new.seed),
         ("unmatched", old.vip_miss != new.vip_miss),
     ]

@@ -20,6 +20,7 @@ pub(super) struct File {
 pub(super) struct Node {
     pub(super) interface: Spanned<Interfaces>,
     pub(super) outer_source: Option<Spanned<String>>,
+    pub(super) outer_source6: Option<Spanned<String>>,
     pub(super) seed: Option<Spanned<String>>,
     pub(super) unmatched: Option<Spanned<String>>,
 }

@@ -15,7 +15,7 @@ mod error;
 mod tests;
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -93,6 +93,7 @@ impl Config {
 pub struct Node {
     interfaces: Vec<String>,
     outer_source: Option<OuterSource>,
+    outer_source6: Option<Ipv6Addr>,
     seed: [u8; 16],
     vip_miss: VipMiss,
 }
@@ -104,11 +105,27 @@ impl Node {
         &self.interfaces
     }
 
-    /// The source of the outer header of forwarded packets and of probes. Flows are hashed over a prefix, and probes take turns
+    /// The source of the outer IPv4 header of forwarded packets and of probes. Flows are hashed over a prefix, and probes take turns
     /// in it. `None`: the preferred source of the route to each real.
     #[must_use]
     pub fn outer_source(&self) -> Option<OuterSource> {
         self.outer_source
+    }
+
+    /// The same of outer IPv6 headers, whose flow label spreads flows.
+    #[must_use]
+    pub fn outer_source6(&self) -> Option<Ipv6Addr> {
+        self.outer_source6
+    }
+
+    /// Whether what goes to this real has the source that its route prefers, in the outer header or, with a prefix, only
+    /// in a probe's inner one.
+    #[must_use]
+    pub fn is_source_routed(&self, real: IpAddr) -> bool {
+        match real {
+            IpAddr::V4(_) => self.outer_source.and_then(OuterSource::only).is_none(),
+            IpAddr::V6(_) => self.outer_source6.is_none(),
+        }
     }
 
     /// Keys the flow hash and the ring. Nodes that share VIPs must share it.
@@ -153,7 +170,7 @@ impl Vip {
         self.key
     }
 
-    /// The reals, sorted by address, none twice, at least one, all of the VIP's family.
+    /// The reals, sorted by address, none twice, at least one; those of an IPv6 VIP have IPv6 addresses.
     #[must_use]
     pub fn reals(&self) -> &[Real] {
         &self.reals
@@ -248,7 +265,7 @@ pub struct Real {
 pub struct Check {
     /// What is sent.
     pub kind: CheckKind,
-    /// The destination of the inner packet; `None`: the VIP.
+    /// The destination of the inner packet, of the VIP's family; `None`: the VIP.
     pub target: Option<IpAddr>,
 }
 

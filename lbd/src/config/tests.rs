@@ -27,6 +27,19 @@ check    = { kind = "tcp", timeout = "2s" }
   weight  = 7
 "#;
 
+#[test]
+fn parse_takes_both_families_and_their_mixture() {
+    let text = GOOD.replace("198.18.222.12", "fd00:222::12");
+    let mixed = Config::parse("", &text).unwrap();
+    let reals: Vec<_> = mixed.vips()[0].reals().iter().map(|real| real.address.to_string()).collect();
+    assert_eq!(reals, ["198.18.222.11", "fd00:222::12"]);
+    let text = text.replace("198.18.222.11", "fd00:222:0::11").replace("198.19.10.1", "fd00:19::1");
+    let text = text.replace("interface = ", "outer_source6 = \"fd00:221::11\"\ninterface = ");
+    let config = Config::parse("", &text).unwrap();
+    assert_eq!(config.vips()[0].key().to_string(), "[fd00:19::1]:80/tcp");
+    assert_eq!(config.node().outer_source6(), Some("fd00:221::11".parse().unwrap()));
+}
+
 /// The report of `text`, which must be refused.
 fn refused(text: &str) -> String {
     match Config::parse("lbd.toml", text) {
@@ -166,24 +179,38 @@ lbd.toml:10:1: missing field `protocol`
    | ^^^^^^^
 ";
     parse_bad_address_is_shown: "198.18.222.12" => "198.18.222.256", r#"
-lbd.toml:17:13: `address` "198.18.222.256" is not an address: allowed is an IPv4 address such as "198.18.222.11"
+lbd.toml:17:13: `address` "198.18.222.256" is not an address: allowed is one such as "198.18.222.11" or "fd00:222::11"
 17 |   address = "198.18.222.256"
    |             ^^^^^^^^^^^^^^^^
 "#;
     parse_unusable_address_is_shown: "198.19.10.1" => "127.0.0.1", r#"
-lbd.toml:11:12: `address` "127.0.0.1" cannot be used here: allowed is a unicast IPv4 address
+lbd.toml:11:12: `address` "127.0.0.1" cannot be used here: allowed is a unicast address that is neither loopback, link-local nor mapped
 11 | address  = "127.0.0.1"
    |            ^^^^^^^^^^^
 "#;
-    parse_real_of_another_family_is_refused: "198.18.222.12" => "2001:db8::12", r#"
-lbd.toml:17:13: `address` "2001:db8::12" is an IPv6 address: this version takes IPv4 only, for VIPs and reals alike
-17 |   address = "2001:db8::12"
-   |             ^^^^^^^^^^^^^^
+    parse_ipv6_vip_with_ipv4_reals_is_refused: "198.19.10.1" => "2001:db8::1", r#"
+lbd.toml:17:13: real 198.18.222.12 is IPv4, and its VIP 2001:db8::1 IPv6: IPv6 travels inside IPv6 only, so its reals have IPv6 addresses
+17 |   address = "198.18.222.12"
+   |             ^^^^^^^^^^^^^^^
+
+lbd.toml:20:13: real 198.18.222.11 is IPv4, and its VIP 2001:db8::1 IPv6: IPv6 travels inside IPv6 only, so its reals have IPv6 addresses
+20 |   address = "198.18.222.11"
+   |             ^^^^^^^^^^^^^^^
 "#;
-    parse_ipv6_vip_is_refused: "198.19.10.1" => "2001:db8::1", r#"
-lbd.toml:11:12: `address` "2001:db8::1" is an IPv6 address: this version takes IPv4 only, for VIPs and reals alike
-11 | address  = "2001:db8::1"
-   |            ^^^^^^^^^^^^^
+    parse_link_local_real_is_refused: "198.18.222.12" => "fe80::12", r#"
+lbd.toml:17:13: `address` "fe80::12" cannot be used here: allowed is a unicast address that is neither loopback, link-local nor mapped
+17 |   address = "fe80::12"
+   |             ^^^^^^^^^^
+"#;
+    parse_target_of_another_family_is_refused: "kind = \"tcp\"," => "kind = \"tcp\", target = \"fd00::1\",", r#"
+lbd.toml:14:37: `target` fd00::1 is not of the family of its VIP 198.19.10.1
+14 | check    = { kind = "tcp", target = "fd00::1", timeout = "2s" }
+   |                                     ^^^^^^^^^
+"#;
+    parse_outer_source6_of_another_family_is_refused: "outer_source = " => "outer_source6 = ", r#"
+lbd.toml:4:17: `outer_source6` "198.18.221.11" is not a unicast IPv6 address such as "fd00:221::11"
+4 | outer_source6 = "198.18.221.11"
+  |                 ^^^^^^^^^^^^^^^
 "#;
     parse_outer_source_of_a_vip_is_refused: "198.18.221.11" => "198.19.10.0/28", r#"
 lbd.toml:11:12: 198.19.10.1 is an `outer_source` (198.19.10.0/28): what comes from there would be discarded

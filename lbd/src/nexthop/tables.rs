@@ -1,9 +1,9 @@
 //! Netlink messages to a next hop: pure, no socket here.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia};
 
@@ -14,21 +14,21 @@ use super::{NextHop, Unresolved};
 pub(super) struct Route {
     ifindex: u32,
     via: IpAddr,
-    source: Ipv4Addr,
+    source: IpAddr,
     mtu: Option<u32>,
 }
 
 impl Route {
-    pub(super) fn read(real: Ipv4Addr, message: &RouteMessage) -> Result<Self, Unresolved> {
+    pub(super) fn read(real: IpAddr, message: &RouteMessage) -> Result<Self, Unresolved> {
         if message.header.kind != RouteType::Unicast {
             return Err(Unresolved::NotForwarded { real, kind: message.header.kind });
         }
-        let (mut ifindex, mut source, mut via, mut mtu) = (None, None, IpAddr::V4(real), None);
+        let (mut ifindex, mut source, mut via, mut mtu) = (None, None, real, None);
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Oif(index) => ifindex = Some(*index),
-                RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(*address),
-                RouteAttribute::Gateway(RouteAddress::Inet(address)) => via = (*address).into(),
+                RouteAttribute::PrefSource(address) => source = ip(address),
+                RouteAttribute::Gateway(address) => via = ip(address).unwrap_or(via),
                 // RFC 8950: an IPv4 route through an IPv6 gateway.
                 RouteAttribute::Via(RouteVia::Inet6(address)) => via = (*address).into(),
                 RouteAttribute::Metrics(metrics) => {
@@ -47,6 +47,14 @@ impl Route {
     }
 }
 
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
+
 /// The link and neighbour tables, as far as next hops need them.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
@@ -61,6 +69,7 @@ struct Link {
     mtu: u32,
     /// `None`: not Ethernet.
     mac: Option<[u8; 6]>,
+    is_vlan: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -72,12 +81,13 @@ enum Neighbour {
 
 impl Tables {
     pub(super) fn add_link(&mut self, message: &LinkMessage) {
-        let (mut name, mut mtu, mut mac) = (String::new(), 0, None);
+        let (mut name, mut mtu, mut mac, mut is_vlan) = (String::new(), 0, None, false);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(text) => name.clone_from(text),
                 LinkAttribute::Mtu(bytes) => mtu = *bytes,
                 LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().ok(),
+                LinkAttribute::LinkInfo(infos) => is_vlan = infos.contains(&LinkInfo::Kind(InfoKind::Vlan)),
                 _ => {}
             }
         }
@@ -87,6 +97,7 @@ impl Tables {
             mtu,
             up: header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
             mac: mac.filter(|_| header.link_layer_type == LinkLayerType::Ether),
+            is_vlan,
         };
         self.links.insert(header.index, link);
     }
@@ -120,13 +131,16 @@ impl Tables {
     }
 
     /// Puts a real's route, its device and its neighbour together.
-    pub(super) fn join(&self, real: Ipv4Addr, route: &Route) -> Result<NextHop, Unresolved> {
+    pub(super) fn join(&self, real: IpAddr, route: &Route) -> Result<NextHop, Unresolved> {
         let Some(link) = self.links.get(&route.ifindex) else {
             return Err(Unresolved::DeviceDown { real, device: format!("#{}", route.ifindex) });
         };
         let device = link.name.clone();
         if !link.up {
             return Err(Unresolved::DeviceDown { real, device });
+        }
+        if link.is_vlan {
+            return Err(Unresolved::Vlan { real, device });
         }
         let Some(source_mac) = link.mac else {
             return Err(Unresolved::NotEthernet { real, device });

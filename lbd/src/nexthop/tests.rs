@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::gettid;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 
 use super::*;
 
-const REAL: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 2);
-const BEHIND: Ipv4Addr = Ipv4Addr::new(198, 18, 9, 9);
+const REAL: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 1, 2));
+const BEHIND: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 9, 9));
 
 /// Runs `test` in a fresh namespace on a thread of its own, so that no other thread is ever inside it.
 fn in_namespace(test: impl AsyncFnOnce() + Send + 'static) {
@@ -79,7 +81,7 @@ async fn changed(changes: &mut tokio::sync::mpsc::Receiver<()>) -> bool {
 fn via_v0() -> NextHop {
     let ifindex = nix::net::if_::if_nametoindex("v0").unwrap();
     let (source_mac, dest_mac) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
-    NextHop { ifindex, mtu: 1400, source_mac, dest_mac, source: Ipv4Addr::new(198, 18, 1, 1) }
+    NextHop { ifindex, mtu: 1400, source_mac, dest_mac, source: Ipv4Addr::new(198, 18, 1, 1).into() }
 }
 
 #[test]
@@ -87,7 +89,7 @@ fn resolve_neighbour_learnt_by_arp_gives_its_mac_and_a_change() {
     in_namespace(async || {
         let _peer = Peer::new();
         let resolver = Resolver::new().unwrap();
-        let unresolved = Unresolved::NeighbourUnresolved { via: REAL.into(), device: "v0".into() };
+        let unresolved = Unresolved::NeighbourUnresolved { via: REAL, device: "v0".into() };
         assert_eq!(resolver.resolve(REAL).await, Err(unresolved));
 
         let mut changes = watch().unwrap();
@@ -111,6 +113,45 @@ fn resolve_real_behind_gateway_gives_the_gateways_mac_and_the_routes_mtu() {
 }
 
 #[test]
+fn resolve_ipv6_real_behind_gateway_gives_the_gateways_mac_and_our_source() {
+    in_namespace(async || {
+        let _peer = Peer::new();
+        let [behind, own] = ["fd00:9::9", "fd00:1::1"].map(|address| address.parse::<IpAddr>().unwrap());
+        let mut changes = watch().unwrap();
+        assert_eq!(Resolver::new().unwrap().resolve(behind).await, Err(Unresolved::NoRoute { real: behind }));
+        ip("address add fd00:1::1/64 dev v0 nodad\nroute add fd00:9::/64 via fd00:1::2 mtu 1300\n");
+        assert!(changed(&mut changes).await);
+        let unresolved = Unresolved::NeighbourUnresolved { via: "fd00:1::2".parse().unwrap(), device: "v0".into() };
+        assert_eq!(Resolver::new().unwrap().resolve(behind).await, Err(unresolved));
+        ip("neighbour replace fd00:1::2 lladdr 02:00:00:00:00:02 dev v0 nud permanent\n");
+        let hop = NextHop { mtu: 1300, source: own, ..via_v0() };
+        assert_eq!(Resolver::new().unwrap().resolve(behind).await, Ok(hop));
+    });
+}
+
+/// From the kernel's words for such a device: not every kernel can make one.
+#[test]
+fn join_real_behind_vlan_device_says_that_xdp_cannot_send_there() {
+    let mut link = LinkMessage::default();
+    link.header.index = 7;
+    link.header.link_layer_type = LinkLayerType::Ether;
+    link.header.flags = LinkFlags::Up | LinkFlags::LowerUp;
+    link.attributes = vec![
+        LinkAttribute::IfName("v0.7".into()),
+        LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vlan)]),
+    ];
+    let mut route = RouteMessage::default();
+    route.header.kind = RouteType::Unicast;
+    route.attributes =
+        vec![RouteAttribute::Oif(7), RouteAttribute::PrefSource(RouteAddress::Inet(Ipv4Addr::new(198, 18, 9, 1)))];
+    let mut tables = Tables::default();
+    tables.add_link(&link);
+    let vlan = Unresolved::Vlan { real: BEHIND, device: "v0.7".into() };
+    assert_eq!(tables.join(BEHIND, &Route::read(BEHIND, &route).unwrap()), Err(vlan));
+}
+
+#[test]
 fn resolve_without_way_says_what_is_missing() {
     in_namespace(async || {
         let _peer = Peer::new();
@@ -120,12 +161,12 @@ fn resolve_without_way_says_what_is_missing() {
         ip("route add blackhole 198.18.9.0/24\n");
         assert_eq!(resolver.resolve(BEHIND).await, Err(Unresolved::NoRoute { real: BEHIND }));
 
-        let own = Ipv4Addr::new(198, 18, 1, 1);
+        let own = Ipv4Addr::new(198, 18, 1, 1).into();
         let local = Unresolved::NotForwarded { real: own, kind: RouteType::Local };
         assert_eq!(resolver.resolve(own).await, Err(local));
 
         ip("neighbour add 198.18.1.2 dev v0 nud failed\n");
-        let failed = Unresolved::NeighbourFailed { via: REAL.into(), device: "v0".into() };
+        let failed = Unresolved::NeighbourFailed { via: REAL, device: "v0".into() };
         assert_eq!(resolver.resolve(REAL).await, Err(failed));
     });
 }

@@ -11,8 +11,14 @@ use tokio::sync::mpsc;
 /// Changes come in bursts (a route, its link, its neighbours): one word for all that follow the first this closely.
 const DEBOUNCE: Duration = Duration::from_millis(20);
 
-const GROUPS: [MulticastGroup; 4] =
-    [MulticastGroup::Link, MulticastGroup::Neigh, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
+const GROUPS: [MulticastGroup; 6] = [
+    MulticastGroup::Link,
+    MulticastGroup::Neigh,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv6Route,
+];
 
 /// Watches the network namespace of the calling thread. Must be called inside a tokio runtime.
 ///

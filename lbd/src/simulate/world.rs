@@ -9,7 +9,7 @@ use crate::{
 use hc_prober::{Check, Severity, State};
 use lb_ebpf::ring::RealId;
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Instant,
 };
 
@@ -17,9 +17,10 @@ use std::{
 const INGRESS: u32 = 1;
 /// The made-up MAC address of that interface, locally administered.
 const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-/// The outer source where the configuration names none: which one the kernel would prefer is the host's business. From
-/// a network for documentation (RFC 5737).
+/// The outer sources where the configuration names none: which one the kernel would prefer is the host's business. From
+/// networks for documentation (RFC 5737, RFC 3849).
 const OUTER_SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const OUTER_SOURCE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
 /// What a load balancer in service has in its maps.
 pub(super) struct World {
@@ -56,7 +57,7 @@ impl World {
 }
 
 /// The checks and the next hops that the core wants.
-fn asked_for(ops: &[Op]) -> (Vec<Check>, Vec<Ipv4Addr>) {
+fn asked_for(ops: &[Op]) -> (Vec<Check>, Vec<IpAddr>) {
     let (mut checks, mut reals) = (Vec::new(), Vec::new());
     for op in ops {
         match op {
@@ -68,14 +69,13 @@ fn asked_for(ops: &[Op]) -> (Vec<Check>, Vec<Ipv4Addr>) {
     (checks, reals)
 }
 
-/// A locally administered MAC address that ends in the real's own address.
-fn made_up_hop(real: Ipv4Addr, mtu: u16) -> NextHop {
-    let [a, b, c, d] = real.octets();
-    NextHop {
-        ifindex: INGRESS,
-        mtu: mtu.into(),
-        source_mac: OWN_MAC,
-        dest_mac: [2, 0, a, b, c, d],
-        source: OUTER_SOURCE,
-    }
+/// A locally administered MAC address that ends as the real's own address does.
+fn made_up_hop(real: IpAddr, mtu: u16) -> NextHop {
+    let (source, tail) = match real {
+        IpAddr::V4(real) => (OUTER_SOURCE.into(), real.to_bits()),
+        #[expect(clippy::cast_possible_truncation, reason = "the last four bytes")]
+        IpAddr::V6(real) => (OUTER_SOURCE6.into(), real.to_bits() as u32),
+    };
+    let [a, b, c, d] = tail.to_be_bytes();
+    NextHop { ifindex: INGRESS, mtu: mtu.into(), source_mac: OWN_MAC, dest_mac: [2, 0, a, b, c, d], source }
 }
