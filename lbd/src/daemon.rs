@@ -15,6 +15,7 @@ use crate::{
     data_plane::{Attached, Mode, Outcome, Worker, chain},
     model::ReloadResult,
     nexthop::{self, Resolver},
+    path_mtu::{self, TooBig},
     reconcile::{Core, Event, Op},
 };
 use hc_prober::{Prober, Settings, Transition};
@@ -103,6 +104,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(io("listen for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("listen for SIGINT"))?;
     let mut changes = nexthop::watch().map_err(io("watch the neighbour table"))?;
+    let mut too_big = path_mtu::watch().map_err(io("listen for ICMP errors"))?;
     let resolver = Resolver::new().map_err(io("open netlink"))?;
     let (worker, inheritance, mut outcomes) = Worker::start(options.bpffs.clone())?;
     let mut settings = Settings::new(config.node().interfaces().to_vec()).map_err(io("draw the prober's secret"))?;
@@ -139,6 +141,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
                 change.ok_or(Error::Ended("watching the kernel's network tables"))?;
                 daemon.resolve().await;
             }
+            Some(told) = too_big.recv() => daemon.too_big(told).await,
             outcome = outcomes.recv() => daemon.outcome(outcome.ok_or(Error::Ended("the data plane's thread"))?).await?,
             Some(request) = asked.recv() => daemon.answer(request).await,
             _ = tick.tick() => daemon.event(Event::Tick).await,
@@ -214,6 +217,15 @@ impl Daemon {
         let detail = t.detail.as_deref().unwrap_or_default();
         tracing::info!(%real, vip = %target, before = %t.from, after = %t.to, reason = %t.reason, detail, "transition");
         self.event(Event::Verdict(t.key, t.to)).await;
+    }
+
+    async fn too_big(&mut self, told: TooBig) {
+        let before = self.core.mtu(told.real);
+        self.event(Event::TooBig(told)).await;
+        let after = self.core.mtu(told.real);
+        if after != before {
+            tracing::info!(real = %told.real, ?before, ?after, "a router told the MTU of the path");
+        }
     }
 
     /// Asks for the next hops of all reals; says once which have none.

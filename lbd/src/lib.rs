@@ -12,6 +12,7 @@ pub mod ids;
 pub mod maglev;
 pub mod model;
 pub mod nexthop;
+pub mod path_mtu;
 pub mod reconcile;
 pub mod ring;
 pub mod service;

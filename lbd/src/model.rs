@@ -198,6 +198,10 @@ pub struct RealRow {
     pub fall: u32,
     /// The fraction of the ring's slots that send new flows to it, 0 to 1.
     pub share: f64,
+    /// The largest packet that gets there whole, in bytes from the outer IP header on: the device's MTU, the route's, or
+    /// what a router on the way has told in the last ten minutes. Absent while the next hop is not known.
+    #[serde(default)]
+    pub mtu: Option<u16>,
 }
 
 /// The administrative state of a real.

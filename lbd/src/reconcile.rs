@@ -6,6 +6,7 @@ use crate::{
     ids::Ids,
     maglev,
     nexthop::NextHop,
+    path_mtu::{PathMtus, TooBig},
     ring::Ring,
     service::{Serves, Service, check_key},
     sweep::Sweep,
@@ -36,6 +37,8 @@ pub enum Event {
     Verdict(CheckKey, State),
     /// These reals' next hops are known. One whose next hop is not is left out: the last one stays in use.
     NextHops(Vec<(IpAddr, NextHop)>),
+    /// A router said that a packet to a real was too big.
+    TooBig(TooBig),
     /// The table of tracked flows was swept, as [`Op::Sweep`] asked.
     Swept(Sweep),
     /// The sweep failed.
@@ -94,6 +97,7 @@ pub struct Core {
     services: BTreeMap<VipKey, Service>,
     reals: Ids<IpAddr>,
     hops: BTreeMap<IpAddr, NextHop>,
+    path_mtus: PathMtus,
     vips: Ids<VipKey>,
     written: BTreeMap<RealId, RealEntry>,
     /// The last verdict of each configured check.
@@ -127,6 +131,7 @@ impl Core {
             adopted: !inheritance.reals.is_empty(),
             reals: Ids::new(1..=last_real, holders),
             hops: BTreeMap::new(),
+            path_mtus: PathMtus::default(),
             vips: Ids::new(0..=last_vip, inheritance.vips),
             written: inheritance.reals,
             verdicts: BTreeMap::new(),
@@ -148,12 +153,17 @@ impl Core {
             Event::Configured(config) => self.configure(config, now),
             Event::Verdict(key, state) => self.verdict(&key, state, now),
             Event::NextHops(hops) => self.next_hops(hops),
+            Event::TooBig(told) => self.too_big(&told, now).into_iter().collect(),
             Event::Swept(sweep) => self.swept(&sweep),
             Event::NotSwept => {
                 self.sweeping = None;
                 Vec::new()
             }
-            Event::Tick => self.close_windows(now),
+            Event::Tick => {
+                let mut ops = self.close_windows(now);
+                ops.extend(self.forget_path_mtus(now));
+                ops
+            }
         };
         ops.extend(self.publish(now));
         // Last: what the rings are now packets must meet before the sweep.
@@ -345,6 +355,19 @@ impl Core {
         ops
     }
 
+    /// A word about a packet that we may have sent: to one of our reals, from an address that we send to it from.
+    fn too_big(&mut self, told: &TooBig, now: Instant) -> Option<Op> {
+        let id = self.reals.get(&told.real)?;
+        let hop = self.hops.get(&told.real)?;
+        let is_ours = self.config.node().sends_from(told.source, hop.source) && u32::from(told.mtu) < hop.mtu;
+        (is_ours && self.path_mtus.tell(told, now)).then(|| self.write_real(told.real, id)).flatten()
+    }
+
+    fn forget_path_mtus(&mut self, now: Instant) -> Vec<Op> {
+        let reals = &self.reals;
+        if self.path_mtus.retain(now, |real| reals.get(real).is_some()) { self.write_reals() } else { Vec::new() }
+    }
+
     /// Reals that no VIP knows and the flows that they serve: an earlier daemon's, and those of VIPs that are gone.
     fn orphans(&self) -> BTreeMap<IpAddr, Serves> {
         let orphans = self.reals.iter().filter(|(real, _)| self.serves(**real).is_none());
@@ -367,7 +390,7 @@ impl Core {
         let entry = match (self.hops.get(&address), known) {
             // An earlier daemon knew the way.
             (None, Some(entry)) => RealEntry { serves, ..entry },
-            (hop, _) => real_entry(self.config.node(), address, hop, serves),
+            (hop, _) => real_entry(self.config.node(), address, hop, self.path_mtus.of(&address), serves),
         };
         (self.written.insert(id, entry) != Some(entry)).then_some(Op::Real(id, entry))
     }
@@ -402,6 +425,13 @@ impl Core {
         }
         self.table = new;
         self.table.as_ref().map(|(rows, miss)| Op::Vips(vip_table::build(rows, node.seed(), *miss)))
+    }
+
+    /// The largest packet that gets to a real whole, in bytes from the outer IP header on; `None` while there is no way.
+    #[must_use]
+    pub fn mtu(&self, real: IpAddr) -> Option<u16> {
+        let entry = self.written.get(&self.reals.get(&real)?)?;
+        (entry.mtu > 0).then_some(entry.mtu)
     }
 
     /// The configuration in force.
@@ -462,8 +492,8 @@ fn serves_of(flags: u16) -> Serves {
 }
 
 /// What the packet path needs to know of a real. Without a next hop its packets are dropped, and counted.
-fn real_entry(node: &Node, real: IpAddr, hop: Option<&NextHop>, serves: u16) -> RealEntry {
-    let next_hop = hop.map(link_layer);
+fn real_entry(node: &Node, real: IpAddr, hop: Option<&NextHop>, path_mtu: Option<u16>, serves: u16) -> RealEntry {
+    let next_hop = hop.map(|hop| link_layer(hop, path_mtu));
     match real {
         IpAddr::V4(real) => {
             let routed = match hop.map(|hop| hop.source) {
@@ -482,10 +512,11 @@ fn real_entry(node: &Node, real: IpAddr, hop: Option<&NextHop>, serves: u16) -> 
     }
 }
 
-fn link_layer(hop: &NextHop) -> real::NextHop {
+fn link_layer(hop: &NextHop, path_mtu: Option<u16>) -> real::NextHop {
+    let mtu = u16::try_from(hop.mtu).unwrap_or(u16::MAX);
     real::NextHop {
         ifindex: hop.ifindex,
-        mtu: u16::try_from(hop.mtu).unwrap_or(u16::MAX),
+        mtu: path_mtu.map_or(mtu, |path| path.min(mtu)),
         source_mac: hop.source_mac,
         destination_mac: hop.dest_mac,
     }

@@ -381,7 +381,8 @@ fn real_is_sent_to_from_the_whole_prefix() {
     let config = config_from(&[("tcp", 80, 80, &[1])], Some("198.18.222.0/28"));
     let Running { core, .. } = running(&config, &[(1, UP)]);
     let source: OuterSource = "198.18.222.0/28".parse().unwrap();
-    let expected = RealEntry::ipip(source, Ipv4Addr::new(198, 18, 100, 1), Some(&link_layer(&hop(11))), SERVES_TCP);
+    let expected =
+        RealEntry::ipip(source, Ipv4Addr::new(198, 18, 100, 1), Some(&link_layer(&hop(11), None)), SERVES_TCP);
     assert_eq!(core.written[&id(&core, 1)], expected);
 }
 
@@ -398,7 +399,7 @@ fn ipv6_real_is_sent_to_from_its_routes_source_or_the_configured_one() {
         assert!(ops.iter().any(|op| matches!(op, Op::Resolve(reals) if reals[..] == [IpAddr::from(real)])));
         let first = NextHop { source: own.into(), ..hop(11) };
         core.apply(Event::NextHops(vec![(real.into(), first)]), NOW());
-        assert_eq!(core.written[&1], RealEntry::ip6(source, real, Some(&link_layer(&first)), 0));
+        assert_eq!(core.written[&1], RealEntry::ip6(source, real, Some(&link_layer(&first, None)), 0));
         let moved = NextHop { source: "fd00:221::12".parse().unwrap(), ..first };
         let ops = core.apply(Event::NextHops(vec![(real.into(), moved)]), NOW());
         assert_eq!(ops.iter().filter(|op| matches!(op, Op::Checks(_))).count(), planned);
@@ -481,4 +482,22 @@ fn real_configured_during_a_sweep_keeps_its_index() {
     }
     assert!(reals(&core.apply(Event::Swept(sweep_of(&[])), LATER(1002))).is_empty());
     assert_eq!(core.reals().count(), 2);
+}
+
+#[test]
+fn mtu_that_a_router_tells_is_the_reals_until_it_is_old() {
+    let Running { mut core, .. } = running(&config(&[(80, &[1, 2])], true), &[(1, UP), (2, UP)]);
+    let told = TooBig { source: "198.18.221.11".parse().unwrap(), real: address(1), mtu: 1400 };
+    let mtus = |core: &Core| [1, 2].map(|real| core.mtu(address(real)).unwrap());
+    let foreign = TooBig { source: "198.18.221.12".parse().unwrap(), ..told };
+    for ignored in [foreign, TooBig { real: address(9), ..told }, TooBig { mtu: 1500, ..told }] {
+        assert!(core.apply(Event::TooBig(ignored), NOW()).is_empty(), "{ignored:?}");
+    }
+    assert_eq!(reals(&core.apply(Event::TooBig(told), NOW())).len(), 1);
+    assert_eq!(mtus(&core), [1400, 1500]);
+    assert!(core.apply(Event::TooBig(told), NOW()).is_empty(), "it is known");
+    core.apply(Event::NextHops(vec![(address(1), hop(11))]), NOW());
+    assert_eq!(mtus(&core), [1400, 1500], "a next hop learnt again says nothing of the path");
+    assert_eq!(reals(&core.apply(Event::Tick, LATER(601))).len(), 1);
+    assert_eq!(mtus(&core), [1500, 1500]);
 }

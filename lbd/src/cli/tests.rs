@@ -47,6 +47,7 @@ fn some_reals() -> Vec<RealRow> {
         rise: 2,
         fall: 0,
         share: 2.0 / 3.0,
+        mtu: Some(1500),
     };
     let down = RealRow {
         real: real(12),
@@ -58,6 +59,7 @@ fn some_reals() -> Vec<RealRow> {
         rise: 0,
         fall: 41,
         share: 0.0,
+        mtu: Some(1500),
         ..up.clone()
     };
     let init = RealRow {
@@ -70,6 +72,7 @@ fn some_reals() -> Vec<RealRow> {
         rise: 0,
         fall: 0,
         share: 1.0 / 3.0,
+        mtu: Some(1500),
         ..up.clone()
     };
     vec![up, down, init]
@@ -230,7 +233,7 @@ fn reload_shows_the_changes_and_the_revision() {
 #[test]
 fn real_row_json_is_the_documented_contract() {
     let json = serde_json::to_string(&some_reals()[0]).unwrap();
-    let expected = r#"{"vip":"198.19.10.1","protocol":"tcp","port":80,"real":"198.18.222.11","weight":100,"admin":"enabled","state":"UP","reason":"L4OK","since":"2026-03-01T11:56:53Z","last_check":"2026-03-01T11:59:59Z","rtt_us":210,"rise":2,"fall":0,"share":0.6666666666666666}"#;
+    let expected = r#"{"vip":"198.19.10.1","protocol":"tcp","port":80,"real":"198.18.222.11","weight":100,"admin":"enabled","state":"UP","reason":"L4OK","since":"2026-03-01T11:56:53Z","last_check":"2026-03-01T11:59:59Z","rtt_us":210,"rise":2,"fall":0,"share":0.6666666666666666,"mtu":1500}"#;
     assert_eq!(json, expected);
 }
 

@@ -128,6 +128,15 @@ impl Node {
         }
     }
 
+    /// Whether outer packets have this source, on a route that prefers `routed`.
+    #[must_use]
+    pub fn sends_from(&self, source: IpAddr, routed: IpAddr) -> bool {
+        match source {
+            IpAddr::V4(v4) => self.outer_source.map_or(source == routed, |ours| ours.contains(v4)),
+            IpAddr::V6(v6) => self.outer_source6.map_or(source == routed, |ours| ours == v6),
+        }
+    }
+
     /// Keys the flow hash and the ring. Nodes that share VIPs must share it.
     #[must_use]
     pub fn seed(&self) -> [u8; 16] {

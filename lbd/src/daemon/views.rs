@@ -167,6 +167,7 @@ impl Daemon {
                     rise: check.map_or(0, |c| c.rise),
                     fall: check.map_or(0, |c| c.fall),
                     share: standing.map_or(0.0, |s| share_of(&shares, s.id)),
+                    mtu: self.core.mtu(real.address),
                 });
             }
         }
