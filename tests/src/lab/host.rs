@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -41,6 +41,19 @@ impl Host {
     #[must_use]
     pub fn addr(&self) -> Ipv4Addr {
         self.addr
+    }
+
+    /// The address it has in a lab with [IPv6](super::Lab::add_ipv6): `fd00:101::10` beside 198.18.101.10.
+    #[must_use]
+    pub fn addr6(&self) -> Ipv6Addr {
+        let [_, _, subnet, host] = self.addr.octets();
+        address6(subnet, host)
+    }
+
+    /// The router's address on its subnet.
+    pub(super) fn gateway6(&self) -> Ipv6Addr {
+        let [_, _, subnet, _] = self.addr.octets();
+        address6(subnet, 1)
     }
 
     /// The directory of this host's configurations, logs and captures. It goes when the lab goes.
@@ -119,4 +132,11 @@ impl Host {
     pub(super) fn exists(&self) -> bool {
         self.mount().exists()
     }
+}
+
+/// With the decimal digits of the IPv4 address, as people write it.
+fn address6(subnet: u8, host: u8) -> Ipv6Addr {
+    // At most three decimal digits always are a number of four hexadecimal ones.
+    let digits = |number: u8| u16::from_str_radix(&number.to_string(), 16).unwrap_or_default();
+    Ipv6Addr::new(0xfd00, digits(subnet), 0, 0, 0, 0, 0, digits(host))
 }

@@ -23,7 +23,7 @@ mod topology;
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -47,6 +47,8 @@ use self::{
 
 /// The virtual address that the router sends to the LB.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(198, 19, 10, 1);
+/// The same in IPv6.
+pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x19, 0x10, 0, 0, 0, 0, 1);
 /// How many reals a lab can have: their subnets lie between the client's and the LB's.
 pub const MAX_REALS: usize = 100;
 
@@ -92,6 +94,14 @@ impl Lab {
             real.nginx().start()?;
         }
         Ok(lab)
+    }
+
+    /// Gives every host an IPv6 address too, and the router the way to [`VIP6`].
+    ///
+    /// # Errors
+    /// The first command that failed: for example, this kernel has no IPv6.
+    pub fn add_ipv6(&self) -> Result<()> {
+        topology::add_ipv6(self)
     }
 
     /// The lab of this name that is up. It stays up when this value is dropped.
@@ -294,6 +304,13 @@ mod tests {
     fn lab_without_or_with_too_many_reals_is_refused() {
         assert!(matches!(Lab::planned("x", 0), Err(Error::Reals(0))));
         assert!(matches!(Lab::planned("x", MAX_REALS + 1), Err(Error::Reals(_))));
+    }
+
+    #[test]
+    fn ipv6_address_has_the_digits_of_the_ipv4_one() {
+        let lab = Lab::planned("x", 1).unwrap();
+        let addresses = [lab.client(), lab.lb(), lab.real(1).unwrap()].map(|host| host.addr6().to_string());
+        assert_eq!(addresses, ["fd00:10::10", "fd00:221::11", "fd00:101::10"]);
     }
 
     #[test]

@@ -124,6 +124,7 @@ http {{
     map $arg_rate $rate {{ default $arg_rate; "" 0; }}
     server {{
         listen 80;
+        listen [::]:80;
         add_header X-Real {name} always;
         location = / {{ return 200 "{name}\n"; }}
         location = /big {{ root .; limit_rate $rate; }}

@@ -23,6 +23,22 @@ pub(super) fn raise(lab: &Lab) -> Result<()> {
     pass_xdp(router, "to-lb")
 }
 
+/// Gives every host an IPv6 address beside its IPv4 one, and the router the way to the IPv6 VIP.
+pub(super) fn add_ipv6(lab: &Lab) -> Result<()> {
+    let router = lab.router();
+    for host in lab.hosts() {
+        host.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.accept_dad=0")?;
+    }
+    router.run("sysctl -qw net.ipv6.conf.all.forwarding=1")?;
+    for host in lab.hosts().filter(|host| host.name() != router.name()) {
+        let gateway = host.gateway6();
+        ip(router, &format!("addr add {gateway}/64 dev to-{} nodad", host.name()))?;
+        ip(host, &format!("addr add {}/64 dev eth0 nodad", host.addr6()))?;
+        ip(host, &format!("route add default via {gateway}"))?;
+    }
+    ip(router, &format!("route add fd00:19:10::/64 via {}", lab.lb().addr6()))
+}
+
 fn create(host: &Host) -> Result<()> {
     fs::create_dir(host.dir()).map_err(file("creating", host.dir()))?;
     run(Command::new("ip").args(["netns", "add", host.namespace()]))?;
