@@ -265,7 +265,8 @@ impl World {
         }
         if !resolve.is_empty() {
             let source = Ipv4Addr::new(198, 18, 221, 11);
-            let hop = NextHop { ifindex: INGRESS, mtu: 1500, source_mac: [2; 6], dest_mac: [4; 6], source };
+            let hop =
+                NextHop { ifindex: INGRESS, mtu: 1500, source_mac: [2; 6], dest_mac: [4; 6], source: source.into() };
             self.apply(Event::NextHops(resolve.into_iter().map(|real| (real, hop)).collect()));
         }
     }
