@@ -1,11 +1,15 @@
 //! What the real's decapsulator (`src/bin/decap.rs`) and `realsrv-setup` agree on.
 //!
-//! | map         | key                                    | value                                  |
-//! |-------------|----------------------------------------|----------------------------------------|
-//! | `ADDRESSES` | IPv4 address, network byte order       | [`ROLE_HOST`] or [`ROLE_VIP`]          |
-//! | `SOURCES`   | prefix of allowed outer sources        | 1 (`0.0.0.0/0`: anybody may tunnel)    |
-//! | `MSS`       | interface index                        | largest MSS a VIP may announce there   |
-//! | `COUNTERS`  | [`Counter`] as index                   | packets, one `u64` a CPU               |
+//! | map         | key                                          | value                                             |
+//! |-------------|----------------------------------------------|---------------------------------------------------|
+//! | `ADDRESSES` | [`Address`]                                  | [`ROLE_HOST`] or [`ROLE_VIP`]                     |
+//! | `SOURCES`   | prefix of allowed outer sources: [`Address`] | 1 (length 0 in both families: anybody may tunnel) |
+//! | `MSS`       | interface index                              | [`MssLimits`]                                     |
+//! | `COUNTERS`  | [`Counter`] as index                         | packets, one `u64` a CPU                          |
+
+use core::net::IpAddr;
+
+use crate::pod;
 
 /// Value in `ADDRESSES`: an address of the host itself. Tunnels end at these, and the tunnelled packet may be for one.
 pub const ROLE_HOST: u32 = 1;
@@ -19,10 +23,84 @@ pub const MAX_SOURCES: u32 = 1024;
 /// Capacity of `MSS`.
 pub const MAX_DEVICES: u32 = 1024;
 
+/// An address of either family. The families share no prefix: `::/0` is every IPv6 address and no other.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// 4 or 6.
+    family: u32,
+    /// As it lies in a packet; of an IPv4 address the first word, the others are zero.
+    words: [u32; 4],
+}
+
+const _: () = assert!(size_of::<Address>() == 20);
+
+impl Address {
+    /// Bits before those of the address itself, in the length of a prefix.
+    pub const FAMILY_BITS: u32 = 32;
+
+    /// Of the octets of an IPv4 packet.
+    #[must_use]
+    #[inline(always)]
+    pub const fn ipv4(octets: [u8; 4]) -> Self {
+        Self { family: 4, words: [u32::from_ne_bytes(octets), 0, 0, 0] }
+    }
+
+    /// Of the octets of an IPv6 packet.
+    #[must_use]
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "each word is a part of the address")]
+    pub const fn ipv6(octets: [u8; 16]) -> Self {
+        let whole = u128::from_le_bytes(octets);
+        let words = [whole as u32, (whole >> 32) as u32, (whole >> 64) as u32, (whole >> 96) as u32];
+        let [first, second, third, fourth] = words;
+        Self { family: 6, words: [first.to_le(), second.to_le(), third.to_le(), fourth.to_le()] }
+    }
+
+    /// `None`: not a family that there is.
+    #[must_use]
+    pub fn to_ip(self) -> Option<IpAddr> {
+        let [first, second, third, fourth] = self.words.map(u32::to_ne_bytes);
+        match self.family {
+            4 => Some(first.into()),
+            6 => {
+                let mut octets = [0; 16];
+                let words = octets.chunks_exact_mut(4).zip([first, second, third, fourth]);
+                words.for_each(|(place, word)| place.copy_from_slice(&word));
+                Some(octets.into())
+            }
+            _ => None,
+        }
+    }
+}
+
+impl From<IpAddr> for Address {
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => Self::ipv4(address.octets()),
+            IpAddr::V6(address) => Self::ipv6(address.octets()),
+        }
+    }
+}
+
+/// The largest MSS that VIPs may announce on a device, octets, by the VIP's family; 0: any.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MssLimits {
+    /// IPv4 VIPs.
+    pub ipv4: u16,
+    /// IPv6 VIPs.
+    pub ipv6: u16,
+}
+
+const _: () = assert!(size_of::<MssLimits>() == 4);
+pod!(Address, MssLimits);
+
 /// What happened to a packet that concerned the programs: the index into `COUNTERS`.
 ///
-/// [`Counter::BadSource`] drops the packet: a kernel tunnel would take it. All but that, the first and the last leave it as
-/// it was: without a kernel tunnel the stack answers it with ICMP protocol unreachable.
+/// [`Counter::BadSource`] drops the packet, which a kernel tunnel would take, and so does [`Counter::Failed`], since a part
+/// of its header may be gone. All but these, the first and the last leave it as it was: without a kernel tunnel the stack
+/// answers it with ICMP protocol unreachable, or ICMPv6 parameter problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Counter {
@@ -32,11 +110,12 @@ pub enum Counter {
     NotOurs = 1,
     /// The outer source is not one of the load balancers.
     BadSource = 2,
-    /// A fragment of a tunnel packet: the sender's MTU is too large for the path.
+    /// A fragment of a tunnel packet: the sender's MTU is too large for the path. The stack puts it together again, but a
+    /// whole packet does not pass the program.
     Fragment = 3,
-    /// Outer options, an inner header that cannot be, or a tunnel within the tunnel.
+    /// Outer options or extension headers, an inner header that cannot be, or a tunnel within the tunnel.
     Malformed = 4,
-    /// The kernel refused to remove the header.
+    /// The kernel refused to remove the header: dropped.
     Failed = 5,
     /// The MSS option of a VIP's SYN was lowered.
     MssClamped = 6,
@@ -71,94 +150,9 @@ impl Counter {
     }
 }
 
-/// An IPv4 header without options, as it is on the wire (RFC 791 section 3.1).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct Ipv4Header {
-    /// Version (4) and header length in 32-bit words.
-    pub version_ihl: u8,
-    /// DSCP and ECN.
-    pub tos: u8,
-    /// Length of header and payload, octets, network byte order.
-    pub total_length: [u8; 2],
-    /// Identification.
-    pub id: [u8; 2],
-    /// Flags and fragment offset, network byte order.
-    pub fragment: [u8; 2],
-    /// Time to live.
-    pub ttl: u8,
-    /// Protocol of the payload.
-    pub protocol: u8,
-    /// Header checksum.
-    pub checksum: [u8; 2],
-    /// Source address, network byte order.
-    pub source: [u8; 4],
-    /// Destination address, network byte order.
-    pub destination: [u8; 4],
-}
-
-const _: () = assert!(size_of::<Ipv4Header>() == 20);
-
-impl Ipv4Header {
-    /// IP in IP (RFC 2003).
-    pub const IPIP: u8 = 4;
-    /// TCP.
-    pub const TCP: u8 = 6;
-    /// IPv6 in IPv4 (RFC 4213).
-    pub const IPV6: u8 = 41;
-
-    /// Header length in octets; below 20 is malformed.
-    #[must_use]
-    #[inline]
-    pub const fn header_length(&self) -> u32 {
-        (self.version_ihl & 0x0f) as u32 * 4
-    }
-
-    /// Length of header and payload, octets.
-    #[must_use]
-    #[inline]
-    pub const fn total_length(&self) -> u32 {
-        u16::from_be_bytes(self.total_length) as u32
-    }
-
-    /// Whether the packet is a fragment: "more fragments" is set or the offset is not zero.
-    #[must_use]
-    #[inline]
-    pub const fn is_fragment(&self) -> bool {
-        u16::from_be_bytes(self.fragment) & 0x3fff != 0
-    }
-
-    /// Whether this can be the header of a packet carried in `room` octets, itself no tunnel.
-    #[must_use]
-    #[inline]
-    pub const fn is_plausible_inner(&self, room: u32) -> bool {
-        self.version_ihl >> 4 == 4
-            && self.header_length() >= 20
-            && self.total_length() >= self.header_length()
-            && self.total_length() <= room
-            && self.protocol != Self::IPIP
-            && self.protocol != Self::IPV6
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn inner() -> Ipv4Header {
-        Ipv4Header {
-            version_ihl: 0x45,
-            tos: 0,
-            total_length: [0, 40],
-            id: [0; 2],
-            fragment: [0x40, 0],
-            ttl: 64,
-            protocol: 6,
-            checksum: [0; 2],
-            source: [198, 18, 0, 1],
-            destination: [198, 19, 10, 1],
-        }
-    }
 
     #[test]
     fn counter_index_is_its_place_in_all() {
@@ -168,29 +162,19 @@ mod tests {
     }
 
     #[test]
-    fn header_dont_fragment_is_no_fragment() {
-        assert!(!inner().is_fragment());
-        assert!(Ipv4Header { fragment: [0x20, 0], ..inner() }.is_fragment());
-        assert!(Ipv4Header { fragment: [0, 1], ..inner() }.is_fragment());
-    }
-
-    #[test]
-    fn inner_within_the_room_is_plausible() {
-        assert!(inner().is_plausible_inner(40));
-        assert!(!inner().is_plausible_inner(39), "longer than what carried it");
-    }
-
-    #[test]
-    fn inner_hostile_is_not_plausible() {
-        for hostile in [
-            Ipv4Header { version_ihl: 0x65, ..inner() },
-            Ipv4Header { version_ihl: 0x44, ..inner() },
-            Ipv4Header { version_ihl: 0x4f, ..inner() },
-            Ipv4Header { total_length: [0, 19], ..inner() },
-            Ipv4Header { protocol: Ipv4Header::IPIP, ..inner() },
-            Ipv4Header { protocol: Ipv4Header::IPV6, ..inner() },
-        ] {
-            assert!(!hostile.is_plausible_inner(40), "{hostile:?}");
+    fn address_is_the_octets_of_the_packet_and_comes_back() {
+        for text in ["198.18.0.1", "fd00:1:2:3:4:5:6:7", "::", "0.0.0.0", "::ffff:198.18.0.1"] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(Address::from(address).to_ip(), Some(address));
         }
+        assert_eq!(Address::ipv6([0xfd; 16]).words[3].to_ne_bytes(), [0xfd; 4]);
+        assert_eq!(Address { family: 0, words: [0; 4] }.to_ip(), None);
+    }
+
+    #[test]
+    fn addresses_of_different_families_differ_within_the_family_bits() {
+        let [ipv4, ipv6] = [Address::ipv4([0; 4]), Address::ipv6([0; 16])];
+        assert_ne!(ipv4.family, ipv6.family);
+        assert_eq!(size_of_val(&ipv4.family) * 8, Address::FAMILY_BITS as usize);
     }
 }

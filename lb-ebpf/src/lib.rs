@@ -10,6 +10,7 @@ pub mod counter;
 pub mod decap;
 pub mod flow;
 pub mod hash;
+pub mod header;
 pub mod net;
 #[cfg(feature = "user")]
 pub mod objects;

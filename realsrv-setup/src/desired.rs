@@ -1,25 +1,32 @@
 //! What the operator wants of a real. Values are parsed, not checked: what exists is valid.
 
-use std::{collections::BTreeSet, fmt, net::Ipv4Addr, str::FromStr};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
+
+use crate::family::Family;
 
 /// A value that cannot be what it is meant to be; says what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
-    /// Not an IPv4 address at all.
-    #[error("{0:?} is not an IPv4 address (IPv6 VIPs are not supported yet)")]
+    /// Not an address at all.
+    #[error("{0:?} is not an IP address (like 198.19.10.1 or fd00:19::1)")]
     Address(String),
     /// An address no service can have.
     #[error("{address} is {what}: a VIP is a unicast address that clients can reach")]
     Vip {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// What it is.
         what: &'static str,
     },
     /// Not `ADDRESS` or `ADDRESS/LENGTH` with the host bits zero.
-    #[error("{0:?} is not an IPv4 address or prefix (like 198.18.221.11 or 198.18.221.0/28, host bits zero)")]
+    #[error("{0:?} is not an address or prefix (like 198.18.221.11, 198.18.221.0/28 or fd00:18::/64, host bits zero)")]
     Prefix(String),
     /// Not a way to decapsulate.
     #[error("{0:?} is no way to decapsulate: auto, ipip or ebpf")]
@@ -29,25 +36,60 @@ pub enum Invalid {
     Mss(String),
 }
 
-/// A virtual IPv4 address: unicast, not loopback, not reserved.
+/// A virtual address: unicast, not loopback, not reserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "Ipv4Addr", into = "Ipv4Addr")]
-pub struct Vip(Ipv4Addr);
+#[serde(try_from = "IpAddr", into = "IpAddr")]
+pub struct Vip(IpAddr);
+
+impl Vip {
+    /// IPv4 or IPv6.
+    #[must_use]
+    pub fn family(self) -> Family {
+        Family::of(self.0)
+    }
+}
+
+impl TryFrom<IpAddr> for Vip {
+    type Error = Invalid;
+
+    fn try_from(address: IpAddr) -> Result<Self, Invalid> {
+        let not_unicast = match address {
+            IpAddr::V4(address) => not_unicast4(address),
+            IpAddr::V6(address) => not_unicast6(address),
+        };
+        not_unicast.map_or(Ok(Self(address)), |what| Err(Invalid::Vip { address, what }))
+    }
+}
 
 impl TryFrom<Ipv4Addr> for Vip {
     type Error = Invalid;
 
     fn try_from(address: Ipv4Addr) -> Result<Self, Invalid> {
-        let what = match address.octets() {
-            [0, ..] => "in 0.0.0.0/8 (\"this network\")",
-            [127, ..] => "a loopback address",
-            [169, 254, ..] => "a link-local address",
-            [255, 255, 255, 255] => "the broadcast address",
-            [224..=239, ..] => "a multicast address",
-            [240..=255, ..] => "in 240.0.0.0/4 (reserved)",
-            _ => return Ok(Self(address)),
-        };
-        Err(Invalid::Vip { address, what })
+        IpAddr::from(address).try_into()
+    }
+}
+
+fn not_unicast4(address: Ipv4Addr) -> Option<&'static str> {
+    match address.octets() {
+        [0, ..] => Some("in 0.0.0.0/8 (\"this network\")"),
+        [127, ..] => Some("a loopback address"),
+        [169, 254, ..] => Some("a link-local address"),
+        [255, 255, 255, 255] => Some("the broadcast address"),
+        [224..=239, ..] => Some("a multicast address"),
+        [240..=255, ..] => Some("in 240.0.0.0/4 (reserved)"),
+        _ => None,
+    }
+}
+
+/// RFC 4291 section 2.4.
+fn not_unicast6(address: Ipv6Addr) -> Option<&'static str> {
+    match address {
+        Ipv6Addr::UNSPECIFIED => Some("the unspecified address"),
+        Ipv6Addr::LOCALHOST => Some("the loopback address"),
+        address if address.is_unicast_link_local() => Some("a link-local address"),
+        address if address.is_multicast() => Some("a multicast address"),
+        address if address.to_ipv4_mapped().is_some() => Some("an IPv4-mapped address"),
+        _ => None,
     }
 }
 
@@ -55,12 +97,12 @@ impl FromStr for Vip {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let address: Ipv4Addr = text.parse().map_err(|_| Invalid::Address(text.to_owned()))?;
+        let address: IpAddr = text.parse().map_err(|_| Invalid::Address(text.to_owned()))?;
         address.try_into()
     }
 }
 
-impl From<Vip> for Ipv4Addr {
+impl From<Vip> for IpAddr {
     fn from(vip: Vip) -> Self {
         vip.0
     }
@@ -72,32 +114,38 @@ impl fmt::Display for Vip {
     }
 }
 
-/// An IPv4 prefix, host bits zero. An address alone is a /32.
+/// An address prefix, host bits zero. An address alone is as long as can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Prefix {
-    address: Ipv4Addr,
+    address: IpAddr,
     length: u8,
 }
 
 impl Prefix {
-    /// Every source.
-    pub const ALL: Self = Self { address: Ipv4Addr::UNSPECIFIED, length: 0 };
+    /// Every source, of both families.
+    pub const EVERYBODY: [Self; 2] = [
+        Self { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), length: 0 },
+        Self { address: IpAddr::V6(Ipv6Addr::UNSPECIFIED), length: 0 },
+    ];
 
-    /// `None` if the length is above 32 or a host bit is set.
+    /// `None` if the length is above that of the address, or a host bit is set.
     #[must_use]
-    pub fn new(address: Ipv4Addr, length: u8) -> Option<Self> {
-        let host_bits = u32::MAX.checked_shr(length.into()).unwrap_or(0);
-        (length <= 32 && address.to_bits() & host_bits == 0).then_some(Self { address, length })
+    pub fn new(address: IpAddr, length: u8) -> Option<Self> {
+        let host_bits_zero = match address {
+            IpAddr::V4(address) => address.to_bits() & u32::MAX.checked_shr(length.into()).unwrap_or(0) == 0,
+            IpAddr::V6(address) => address.to_bits() & u128::MAX.checked_shr(length.into()).unwrap_or(0) == 0,
+        };
+        (length <= Family::of(address).bits() && host_bits_zero).then_some(Self { address, length })
     }
 
     /// The network address.
     #[must_use]
-    pub fn address(self) -> Ipv4Addr {
+    pub fn address(self) -> IpAddr {
         self.address
     }
 
-    /// Bits, 0 to 32.
+    /// Bits, 0 to 32 or 128.
     #[must_use]
     pub fn length(self) -> u8 {
         self.length
@@ -108,9 +156,12 @@ impl FromStr for Prefix {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let (address, length) = text.split_once('/').unwrap_or((text, "32"));
-        let parsed = address.parse().ok().zip(length.parse().ok());
-        parsed.and_then(|(address, length)| Self::new(address, length)).ok_or_else(|| Invalid::Prefix(text.to_owned()))
+        let (address, length) = text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
+        let parsed = address.parse().ok().and_then(|address| {
+            let length = length.map_or(Ok(Family::of(address).bits()), str::parse).ok()?;
+            Self::new(address, length)
+        });
+        parsed.ok_or_else(|| Invalid::Prefix(text.to_owned()))
     }
 }
 
@@ -141,7 +192,7 @@ pub enum Decap {
     /// The kernel's tunnel where it has one, else the eBPF program.
     #[default]
     Auto,
-    /// The kernel's `ipip` (`tunl0`).
+    /// The kernel's tunnels: `ipip` (`tunl0`) for IPv4 VIPs, `ip6_tunnel` (`ip6tnl0`) for IPv6 VIPs.
     Ipip,
     /// The eBPF program at tc ingress.
     Ebpf,
@@ -164,7 +215,8 @@ impl FromStr for Decap {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mss {
-    /// The device's MTU less 60 octets: outer IPv4, inner IPv4 and TCP header.
+    /// The device's MTU less the outer, inner and TCP header: 60 octets for an IPv4 VIP (80 where a load balancer's source
+    /// is IPv6: its outer header may be), 100 for an IPv6 VIP.
     #[default]
     Auto,
     /// Leave it as it is.
@@ -205,8 +257,16 @@ pub struct Desired {
     pub lb_sources: BTreeSet<Prefix>,
     /// The largest MSS that a VIP announces.
     pub mss: Mss,
-    /// Devices that tunnel packets arrive on; empty: every Ethernet device that is up and has an IPv4 address.
+    /// Devices that tunnel packets arrive on; empty: every Ethernet device that is up and has an address.
     pub interfaces: BTreeSet<String>,
+}
+
+impl Desired {
+    /// Whether there is a VIP of this family.
+    #[must_use]
+    pub fn serves(&self, family: Family) -> bool {
+        self.vips.iter().any(|vip| vip.family() == family)
+    }
 }
 
 /// What one command line said; what it left out stays as it was intended before.
@@ -245,19 +305,24 @@ mod tests {
 
     #[test]
     fn vip_not_unicast_is_refused() {
-        for bad in ["224.0.0.1", "127.0.0.1", "0.0.0.0", "255.255.255.255", "169.254.1.1", "250.0.0.1", "fd00::1", "x"]
-        {
+        let ipv4 = ["224.0.0.1", "127.0.0.1", "0.0.0.0", "255.255.255.255", "169.254.1.1", "250.0.0.1", "x"];
+        let ipv6 = ["::", "::1", "fe80::1", "ff02::1", "::ffff:198.19.10.1", "fd00::1%lo", "fd00::1/128"];
+        for bad in ipv4.into_iter().chain(ipv6) {
             assert!(bad.parse::<Vip>().is_err(), "{bad}");
         }
-        assert!("198.19.10.1".parse::<Vip>().is_ok());
+        assert_eq!("198.19.10.1".parse::<Vip>().unwrap().family(), Family::Ipv4);
+        assert_eq!("fd00:19::1".parse::<Vip>().unwrap().family(), Family::Ipv6);
     }
 
     #[test]
     fn prefix_with_host_bits_is_refused() {
         assert!("198.18.0.1/24".parse::<Prefix>().is_err());
         assert!("198.18.0.0/33".parse::<Prefix>().is_err());
-        assert_eq!("0.0.0.0/0".parse(), Ok(Prefix::ALL));
+        assert!("fd00::1/64".parse::<Prefix>().is_err());
+        assert!("fd00::/129".parse::<Prefix>().is_err());
+        assert_eq!(["0.0.0.0/0", "::/0"].map(|text| text.parse::<Prefix>().unwrap()), Prefix::EVERYBODY);
         assert_eq!("198.18.0.1".parse::<Prefix>().unwrap().to_string(), "198.18.0.1/32");
+        assert_eq!("fd00::1".parse::<Prefix>().unwrap().to_string(), "fd00::1/128");
     }
 
     #[test]

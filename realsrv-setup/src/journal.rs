@@ -3,7 +3,7 @@
 //! An entry may be there without its step having run (the crash came between), never the other way round. Undoing looks
 //! before it touches, so both are safe.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -84,7 +84,7 @@ impl Journal {
     /// The noted step that added `vip`, if we did.
     #[must_use]
     pub fn address_step(&self, vip: Vip) -> Option<&Step> {
-        let added = |step: &&Step| matches!(step, Step::AddAddress { device, address } if device == "lo" && *address == Ipv4Addr::from(vip));
+        let added = |step: &&Step| matches!(step, Step::AddAddress { device, address } if device == "lo" && *address == IpAddr::from(vip));
         self.steps.iter().find(added)
     }
 
@@ -119,7 +119,10 @@ mod tests {
         let install = |vip: u8| Step::InstallPrograms {
             from: None,
             to: crate::plan::Programs {
-                config: crate::observed::Config { vips: [Ipv4Addr::new(198, 19, 0, vip)].into(), ..Default::default() },
+                config: crate::observed::Config {
+                    vips: [IpAddr::from([198, 19, 0, vip])].into(),
+                    ..Default::default()
+                },
                 ..Default::default()
             },
         };

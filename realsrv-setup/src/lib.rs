@@ -10,6 +10,7 @@
 //! through them against a [`run::Host`], which tests replace.
 
 pub mod desired;
+pub mod family;
 pub mod journal;
 pub mod observed;
 pub mod output;

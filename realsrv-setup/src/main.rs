@@ -56,16 +56,16 @@ struct Wanted {
     /// VIPs to serve, added to those of earlier runs
     #[arg(long, value_name = "ADDRESS", num_args = 1.., value_delimiter = ',')]
     vip: Vec<Vip>,
-    /// Who removes the outer header: auto (the kernel where it has ipip), ipip or ebpf
+    /// Who removes the outer header: auto (the kernel where it has the tunnels), ipip (ip6_tunnel for IPv6 VIPs) or ebpf
     #[arg(long, value_name = "HOW")]
     decap: Option<Decap>,
-    /// Only these outer sources may tunnel: the load balancers
+    /// Only these outer sources may tunnel, of either family: the load balancers
     #[arg(long, value_name = "PREFIX", num_args = 1.., value_delimiter = ',')]
     lb_source: Vec<Prefix>,
-    /// Largest MSS the VIPs announce: auto (the device's MTU less 60), a number or off
+    /// Largest MSS the VIPs announce: auto (the device's MTU less the headers: 60, or 100 for IPv6), a number or off
     #[arg(long, value_name = "OCTETS")]
     mss: Option<Mss>,
-    /// Devices that tunnel packets arrive on [default: every Ethernet device that is up and has an IPv4 address]
+    /// Devices that tunnel packets arrive on [default: every Ethernet device that is up and has an address]
     #[arg(long, value_name = "DEVICE", num_args = 1.., value_delimiter = ',')]
     interface: Vec<String>,
     #[command(flatten)]

@@ -3,12 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::desired::Prefix;
+use crate::{desired::Prefix, family::Family};
 
 /// A network device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,26 +50,39 @@ pub enum HookQdisc {
     Ingress,
 }
 
-/// An IPv4 address on a device.
+/// An address on a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     /// Device name.
     pub device: String,
     /// The address itself.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Prefix length.
     pub length: u8,
+    /// Scope host: an IPv4 address that is never chosen as a source, and not answered for with `arp_ignore=3`.
+    pub host_scope: bool,
+    /// An IPv6 address that comes and goes by itself (RFC 8981).
+    pub temporary: bool,
 }
 
-/// The kernel's tunnel.
+impl Address {
+    /// Whether other hosts can send to it, today and tomorrow.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        let link_local = matches!(self.address, IpAddr::V6(address) if address.is_unicast_link_local());
+        !self.temporary && !link_local && !self.address.is_loopback()
+    }
+}
+
+/// A tunnel of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Ipip {
+pub enum Support {
     /// Neither a device nor a module.
     #[default]
     Absent,
-    /// `modprobe ipip` would find it, and the device would appear in this namespace.
+    /// `modprobe` would find the module, and the fallback device would appear in this namespace.
     Loadable,
-    /// `tunl0` exists.
+    /// The fallback device exists.
     Present,
 }
 
@@ -139,13 +152,13 @@ pub struct Slot {
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The VIPs.
-    pub vips: BTreeSet<Ipv4Addr>,
+    pub vips: BTreeSet<IpAddr>,
     /// The host's own addresses: where tunnels end.
-    pub hosts: BTreeSet<Ipv4Addr>,
+    pub hosts: BTreeSet<IpAddr>,
     /// Outer sources that may tunnel.
     pub sources: BTreeSet<Prefix>,
-    /// The largest MSS to announce, by device.
-    pub mss: BTreeMap<String, u16>,
+    /// The largest MSS to announce, by device and the VIP's family.
+    pub mss: BTreeMap<String, BTreeMap<Family, u16>>,
 }
 
 impl Config {
@@ -186,14 +199,24 @@ pub enum Filter {
 pub struct Observed {
     /// Devices by name.
     pub links: BTreeMap<String, Link>,
-    /// All IPv4 addresses.
+    /// All addresses.
     pub addresses: Vec<Address>,
-    /// Settings by name (`net.ipv4.…`), as they read.
+    /// IPv6 addresses that a device may answer neighbour solicitations for although they are not its own (proxy NDP).
+    pub proxied: BTreeSet<(IpAddr, String)>,
+    /// Settings by name (`net.ipv4.…`, `net.ipv6.…`), as they read.
     pub sysctls: BTreeMap<String, String>,
-    /// The kernel's tunnel.
-    pub ipip: Ipip,
+    /// The kernel's tunnels; one that is not in here is absent.
+    pub tunnels: BTreeMap<Family, Support>,
     /// The filters at our priority and handle.
     pub filters: BTreeMap<Slot, Filter>,
     /// The programs' counters, by name, summed over programs and CPUs. Informative only.
     pub counters: BTreeMap<&'static str, u64>,
+}
+
+impl Observed {
+    /// The kernel's tunnel of a family.
+    #[must_use]
+    pub fn tunnel(&self, family: Family) -> Support {
+        self.tunnels.get(&family).copied().unwrap_or_default()
+    }
 }

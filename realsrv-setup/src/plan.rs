@@ -5,27 +5,26 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     desired::{Decap, Desired, Mss, Prefix, Vip},
+    family::Family,
     journal::Journal,
-    observed::{Config, Filter, Hook, HookQdisc, Ipip, Layer, Link, Observed, Program, Slot},
+    observed::{Config, Filter, Hook, HookQdisc, Layer, Link, Observed, Program, Slot, Support},
 };
 
-/// The kernel's fallback tunnel device: it takes IPIP from anybody to any local address.
-pub const TUNNEL: &str = "tunl0";
-/// The module that makes it.
-pub const TUNNEL_MODULE: &str = "ipip";
-/// A loose `rp_filter` drops on a device without an IPv4 address; this one gives the tunnel one that goes nowhere.
-pub const TUNNEL_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 42);
-/// The one setting here that may read back as another value than was written: the kernel keeps it in ticks.
-pub const ICMP_RATELIMIT: &str = "net.ipv4.icmp_ratelimit";
-/// Outer IPv4, inner IPv4 and TCP header, octets.
-const HEADERS: u32 = 60;
+/// A loose `rp_filter` drops on a device without an IPv4 address; this one gives `tunl0` one that goes nowhere.
+pub const TUNNEL_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 42));
+/// Without this no IPv6 address can be added to `lo`.
+const LO_DISABLE_IPV6: &str = "net.ipv6.conf.lo.disable_ipv6";
+/// Octets.
+const IPV4_HEADER: u32 = 20;
+const IPV6_HEADER: u32 = 40;
+const TCP_HEADER: u32 = 20;
 
 /// One change to the host. Carries what was there before, so that it can be undone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +32,7 @@ const HEADERS: u32 = 60;
 pub enum Step {
     /// Write a setting.
     SetSysctl {
-        /// `net.ipv4.…`
+        /// `net.ipv4.…`, `net.ipv6.…`
         name: String,
         /// Before.
         from: String,
@@ -45,12 +44,12 @@ pub enum Step {
         /// Its name.
         name: String,
     },
-    /// Add an address, /32 and scope host: never chosen as a source.
+    /// Add an address that is never chosen as a source: a /32 of scope host, or a /128 that is deprecated.
     AddAddress {
         /// The device.
         device: String,
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
     /// Set a device up.
     LinkUp {
@@ -78,23 +77,42 @@ impl Step {
         match self {
             Self::SetSysctl { name, .. } => format!("sysctl {name}"),
             Self::LoadModule { name } => format!("module {name}"),
-            Self::AddAddress { device, address } => format!("address {address}/32 on {device}"),
+            Self::AddAddress { device, address } => address_on(device, *address),
             Self::LinkUp { device } => format!("link {device}"),
             Self::AddClsact { device } => format!("qdisc clsact on {device}"),
             Self::InstallPrograms { .. } => "tc programs".to_owned(),
         }
     }
 
-    /// Whether only the kernel's tunnel needs it.
+    /// The family whose kernel tunnel alone needs it.
     #[must_use]
-    pub fn serves_tunnel(&self) -> bool {
-        match self {
-            Self::SetSysctl { name, .. } => name.starts_with(&format!("net.ipv4.conf.{TUNNEL}.")),
-            Self::LoadModule { name } => name == TUNNEL_MODULE,
-            Self::AddAddress { device, .. } | Self::LinkUp { device } | Self::AddClsact { device } => device == TUNNEL,
+    pub fn serves_tunnel(&self) -> Option<Family> {
+        Family::ALL.into_iter().find(|family| match self {
+            Self::SetSysctl { name, .. } => name.starts_with(&tunnel_settings(*family)),
+            Self::LoadModule { name } => name == family.tunnel_module(),
+            Self::AddAddress { device, .. } | Self::LinkUp { device } | Self::AddClsact { device } => {
+                device == family.tunnel()
+            }
             Self::InstallPrograms { .. } => false,
+        })
+    }
+
+    /// The family whose VIPs alone need it.
+    fn serves(&self) -> Option<Family> {
+        match self {
+            Self::SetSysctl { name, .. } => Family::ALL.into_iter().find(|family| name.starts_with(family.settings())),
+            _ => self.serves_tunnel(),
         }
     }
+}
+
+/// What the names of a tunnel's own settings begin with.
+fn tunnel_settings(family: Family) -> String {
+    format!("{}conf.{}.", family.settings(), family.tunnel())
+}
+
+fn address_on(device: &str, address: IpAddr) -> String {
+    format!("address {address}/{} on {device}", Family::of(address).bits())
 }
 
 /// The programs, and where they are.
@@ -154,17 +172,24 @@ pub enum Refusal {
     UnknownInterface(String),
     #[error("{0} does not carry Ethernet frames: name the device that the tunnel packets arrive on")]
     NotEthernet(String),
-    #[error("no Ethernet device is up and has an IPv4 address: name the device with --interface")]
+    #[error("no Ethernet device is up and has an address: name the device with --interface")]
     NoInterface,
     #[error(
-        "{vip} is an address of {device} ({vip}/{length}), where the host answers ARP for it: a VIP is on lo only; \
+        "{vip} is an address of {device} ({vip}/{length}), where the host answers ARP or NDP for it: a VIP is on lo only; \
          choose another VIP or remove the address from {device}"
     )]
     VipOnDevice { vip: Vip, device: String, length: u8 },
-    #[error("{vip} is on lo as {vip}/{length}: a VIP is a /32, or its whole subnet would be local; change it first")]
+    #[error("{vip} is on lo as {vip}/{length}: a VIP is a /{bits}, or its whole subnet would be local; change it first",
+        bits = vip.family().bits())]
     VipNotHostRoute { vip: Vip, length: u8 },
-    #[error("this kernel has no ipip module: use --decap ebpf (or auto)")]
-    NoIpip,
+    #[error(
+        "{device} may answer neighbour solicitations for {vip} (proxy NDP): `ip -6 neigh del proxy {vip} dev {device}`"
+    )]
+    VipProxied { vip: Vip, device: String },
+    #[error("IPv6 is disabled on lo ({LO_DISABLE_IPV6}), where {0} must be: enable it first")]
+    Ipv6Disabled(Vip),
+    #[error("this kernel has no {0} module: use --decap ebpf (or auto)")]
+    NoTunnel(&'static str),
     #[error(
         "{0} has an ingress qdisc, which takes the place of clsact: move its filters to clsact and delete it, \
          or name other devices with --interface"
@@ -190,25 +215,19 @@ pub enum Refusal {
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Refusal> {
     refuse_vips(desired, observed)?;
     let devices = devices(desired, observed)?;
-    let kernel_tunnel = uses_kernel_tunnel(desired, observed)?;
-    let mut items = vec![
-        // Larger is accepted where it is as silent: 2 adds a subnet check, 3 excepts scope host, 8 never answers.
-        sysctl(observed, "net.ipv4.conf.all.arp_ignore", "1", |now| matches!(now, 1 | 2 | 3 | 8))?,
-        sysctl(observed, "net.ipv4.conf.all.arp_announce", "2", |now| now >= 2)?,
-        // Milliseconds between ICMP errors to one peer: UDP checks want to hear "port closed". Kept in ticks: 10 reads as
-        // 12 at 250 Hz.
-        sysctl(observed, ICMP_RATELIMIT, "10", |now| now < 20)?,
-    ];
-    if kernel_tunnel {
-        tunnel_items(observed, &mut items)?;
+    let tunnels = kernel_tunnels(desired, observed)?;
+    let mut items = Vec::new();
+    for family in Family::ALL.into_iter().filter(|&family| desired.serves(family)) {
+        setting_items(family, observed, &mut items)?;
+    }
+    for &family in &tunnels {
+        tunnel_items(family, observed, &mut items)?;
     }
     items.extend(desired.vips.iter().map(|vip| address(observed, "lo", (*vip).into())));
-    let wanted = programs(desired, observed, &devices, kernel_tunnel)?;
+    let wanted = programs(desired, observed, &devices, &tunnels)?;
     program_items(observed, wanted, &mut items)?;
-    if kernel_tunnel {
-        items.push(tunnel_up(observed));
-    }
-    Ok(Plan { items, obsolete: Vec::new(), warnings: warnings(observed) })
+    items.extend(tunnels.iter().map(|&family| tunnel_up(family, observed)));
+    Ok(Plan { items, obsolete: Vec::new(), warnings: warnings(desired, observed) })
 }
 
 /// Compares with what earlier steps made of the host, too: those that `desired` no longer needs are to be undone.
@@ -216,15 +235,30 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Refusal> {
 /// # Errors
 /// As [`plan`].
 pub fn plan_onto(noted: &Journal, desired: &Desired, observed: &Observed) -> Result<Plan, Refusal> {
-    let kernel_tunnel = uses_kernel_tunnel(desired, observed)?;
-    let needless = |step: &Step| !kernel_tunnel && step.serves_tunnel();
-    let obsolete: Vec<_> = noted.backwards().into_iter().filter(needless).collect();
+    let obsolete = obsolete(noted, desired, observed)?;
     // Planned for the host as it is without them.
     let mut without = observed.clone();
-    if let Some(tunnel) = without.links.get_mut(TUNNEL) {
-        tunnel.up &= !obsolete.iter().any(|step| matches!(step, Step::LinkUp { .. }));
+    for step in &obsolete {
+        if let Step::LinkUp { device } = step
+            && let Some(link) = without.links.get_mut(device)
+        {
+            link.up = false;
+        }
     }
     Ok(Plan { obsolete, ..plan(desired, &without)? })
+}
+
+/// Noted steps that `desired` no longer needs, in the order in which to undo them.
+///
+/// # Errors
+/// As [`plan`].
+pub fn obsolete(noted: &Journal, desired: &Desired, observed: &Observed) -> Result<Vec<Step>, Refusal> {
+    let tunnels = kernel_tunnels(desired, observed)?;
+    let needless = |step: &Step| {
+        step.serves_tunnel().is_some_and(|family| !tunnels.contains(&family))
+            || step.serves().is_some_and(|family| !desired.serves(family))
+    };
+    Ok(noted.backwards().into_iter().filter(needless).collect())
 }
 
 /// The step that tells installed programs about `desired`; `None` if they know, or there are none.
@@ -244,13 +278,19 @@ fn refuse_vips(desired: &Desired, observed: &Observed) -> Result<(), Refusal> {
         return Err(Refusal::NoVip);
     }
     for &vip in &desired.vips {
-        for found in observed.addresses.iter().filter(|found| found.address == Ipv4Addr::from(vip)) {
+        for found in observed.addresses.iter().filter(|found| found.address == IpAddr::from(vip)) {
             let on_lo = observed.links.get(&found.device).is_some_and(|link| link.layer == Layer::Loopback);
             match (on_lo, found.length) {
-                (true, 32) => {}
+                (true, length) if length == vip.family().bits() => {}
                 (true, length) => return Err(Refusal::VipNotHostRoute { vip, length }),
                 (false, length) => return Err(Refusal::VipOnDevice { vip, device: found.device.clone(), length }),
             }
+        }
+        if let Some((_, device)) = observed.proxied.iter().find(|(address, _)| *address == IpAddr::from(vip)) {
+            return Err(Refusal::VipProxied { vip, device: device.clone() });
+        }
+        if vip.family() == Family::Ipv6 && observed_sysctl(observed, LO_DISABLE_IPV6)? != "0" {
+            return Err(Refusal::Ipv6Disabled(vip));
         }
     }
     Ok(())
@@ -259,7 +299,8 @@ fn refuse_vips(desired: &Desired, observed: &Observed) -> Result<(), Refusal> {
 /// The devices that tunnel packets arrive on.
 fn devices<'a>(desired: &'a Desired, observed: &'a Observed) -> Result<BTreeMap<&'a str, &'a Link>, Refusal> {
     let devices: BTreeMap<_, _> = if desired.interfaces.is_empty() {
-        let has_address = |name: &str| observed.addresses.iter().any(|address| address.device == name);
+        let has_address =
+            |name: &str| observed.addresses.iter().any(|address| address.device == name && address.is_lasting());
         let all = observed.links.iter().map(|(name, link)| (name.as_str(), link));
         all.filter(|(name, link)| link.up && link.layer == Layer::Ethernet && !link.enslaved && has_address(name))
             .collect()
@@ -280,42 +321,76 @@ fn devices<'a>(desired: &'a Desired, observed: &'a Observed) -> Result<BTreeMap<
     }
 }
 
-/// `auto` keeps the program where it already decapsulates: a tunnel that appears later does not change the host.
-fn uses_kernel_tunnel(desired: &Desired, observed: &Observed) -> Result<bool, Refusal> {
-    let available = observed.ipip != Ipip::Absent;
+/// The kernel's tunnels that decapsulate, one for each family of VIPs, or none: then the program does. `auto` keeps the
+/// program where it already decapsulates: a tunnel that appears later does not change the host.
+fn kernel_tunnels(desired: &Desired, observed: &Observed) -> Result<BTreeSet<Family>, Refusal> {
+    let needed: BTreeSet<_> = desired.vips.iter().map(|vip| vip.family()).collect();
+    let missing = needed.iter().find(|&&family| observed.tunnel(family) == Support::Absent);
     let decapsulates = |filter: &Filter| matches!(filter, Filter::Ours { program: Program::Decap, .. });
-    match desired.decap {
-        Decap::Ebpf => Ok(false),
-        Decap::Ipip if !available => Err(Refusal::NoIpip),
-        Decap::Ipip => Ok(true),
-        Decap::Auto => Ok(available && !observed.filters.values().any(decapsulates)),
+    match (desired.decap, missing) {
+        (Decap::Ebpf, _) | (Decap::Auto, Some(_)) => Ok(BTreeSet::new()),
+        (Decap::Ipip, Some(family)) => Err(Refusal::NoTunnel(family.tunnel_module())),
+        (Decap::Auto, None) if observed.filters.values().any(decapsulates) => Ok(BTreeSet::new()),
+        (Decap::Ipip | Decap::Auto, None) => Ok(needed),
     }
 }
 
-fn tunnel_items(observed: &Observed, items: &mut Vec<Item>) -> Result<(), Refusal> {
-    let loaded = observed.ipip == Ipip::Present;
+/// The settings of the host that VIPs of a family need.
+fn setting_items(family: Family, observed: &Observed, items: &mut Vec<Item>) -> Result<(), Refusal> {
+    // IPv6 has no counterpart: Linux answers neighbour solicitations for the addresses of the device they arrive on, and
+    // never asks in the name of another (net/ipv6/ndisc.c: ndisc_recv_ns, ndisc_solicit).
+    if family == Family::Ipv4 {
+        // Larger is accepted where it is as silent: 2 adds a subnet check, 3 excepts scope host, 8 never answers.
+        items.push(sysctl(observed, "net.ipv4.conf.all.arp_ignore", "1", |now| matches!(now, 1 | 2 | 3 | 8))?);
+        items.push(sysctl(observed, "net.ipv4.conf.all.arp_announce", "2", |now| now >= 2)?);
+    }
+    // Milliseconds between ICMP errors to one peer: UDP checks want to hear "port closed". Kept in ticks: 10 reads as 12 at
+    // 250 Hz.
+    items.push(sysctl(observed, family.icmp_ratelimit(), "10", |now| now < 20)?);
+    Ok(())
+}
+
+fn tunnel_items(family: Family, observed: &Observed, items: &mut Vec<Item>) -> Result<(), Refusal> {
+    let module = family.tunnel_module();
+    let loaded = observed.tunnel(family) == Support::Present;
     items.push(item(
-        format!("module {TUNNEL_MODULE}"),
+        format!("module {module}"),
         "loaded",
         if loaded { "loaded" } else { "not loaded" },
-        (!loaded).then(|| Step::LoadModule { name: TUNNEL_MODULE.to_owned() }),
+        (!loaded).then(|| Step::LoadModule { name: module.to_owned() }),
     ));
+    // Of the reverse path filter only the loose mode lets the clients' packets in; IPv6 has none, but a switch.
+    let (setting, to) = match family {
+        Family::Ipv4 => ("rp_filter", "2"),
+        Family::Ipv6 => ("disable_ipv6", "0"),
+    };
+    let name = format!("{}{setting}", tunnel_settings(family));
     // A new device starts with the namespace's defaults.
-    let from = if loaded { TUNNEL } else { "default" };
-    let from = observed_sysctl(observed, &format!("net.ipv4.conf.{from}.rp_filter"))?;
-    let name = format!("net.ipv4.conf.{TUNNEL}.rp_filter");
-    let step = (from != "2").then(|| Step::SetSysctl { name: name.clone(), from: from.to_owned(), to: "2".to_owned() });
-    items.push(item(format!("sysctl {name}"), "2", from, step));
-    if !observed.addresses.iter().any(|found| found.device == TUNNEL && found.address != TUNNEL_ADDRESS) {
-        items.push(address(observed, TUNNEL, TUNNEL_ADDRESS));
+    let now = if loaded { name.clone() } else { format!("{}conf.default.{setting}", family.settings()) };
+    let from = observed_sysctl(observed, &now)?;
+    let step = (from != to).then(|| Step::SetSysctl { name: name.clone(), from: from.to_owned(), to: to.to_owned() });
+    items.push(item(format!("sysctl {name}"), to, from, step));
+    let has_another = || {
+        let mut addresses = observed.addresses.iter();
+        addresses
+            .any(|found| found.device == family.tunnel() && found.address.is_ipv4() && found.address != TUNNEL_ADDRESS)
+    };
+    if family == Family::Ipv4 && !has_another() {
+        items.push(address(observed, family.tunnel(), TUNNEL_ADDRESS));
     }
     Ok(())
 }
 
-fn tunnel_up(observed: &Observed) -> Item {
-    let up = observed.links.get(TUNNEL).is_some_and(|link| link.up);
-    let step = (!up).then(|| Step::LinkUp { device: TUNNEL.to_owned() });
-    item(format!("link {TUNNEL}"), "up", if up { "up" } else { "down" }, step)
+fn tunnel_up(family: Family, observed: &Observed) -> Item {
+    let device = family.tunnel();
+    let up = is_open(family, observed);
+    let step = (!up).then(|| Step::LinkUp { device: device.to_owned() });
+    item(format!("link {device}"), "up", if up { "up" } else { "down" }, step)
+}
+
+/// Whether the kernel's tunnel takes packets.
+fn is_open(family: Family, observed: &Observed) -> bool {
+    observed.links.get(family.tunnel()).is_some_and(|link| link.up)
 }
 
 /// The programs that `desired` needs on `devices`.
@@ -323,40 +398,48 @@ fn programs(
     desired: &Desired,
     observed: &Observed,
     devices: &BTreeMap<&str, &Link>,
-    kernel_tunnel: bool,
+    tunnels: &BTreeSet<Family>,
 ) -> Result<Programs, Refusal> {
-    let ingress = match (kernel_tunnel, desired.lb_sources.is_empty()) {
-        (false, _) => Some(Program::Decap),
-        (true, false) => Some(Program::Guard),
-        (true, true) => None,
+    let ingress = match (tunnels.is_empty(), desired.lb_sources.is_empty()) {
+        (true, _) => Some(Program::Decap),
+        (false, false) => Some(Program::Guard),
+        (false, true) => None,
     };
     let mut wanted = Programs::default();
-    let tunnel_open = kernel_tunnel || observed.links.get(TUNNEL).is_some_and(|link| link.up);
+    let tunnel_open = !tunnels.is_empty() || Family::ALL.into_iter().any(|family| is_open(family, observed));
     if tunnel_open && !desired.lb_sources.is_empty() {
         let others = guarded(observed)?.filter(|name| !devices.contains_key(name));
         wanted.slots.extend(others.map(|name| (name.to_owned(), Program::Guard)));
     }
     for (&name, link) in devices {
         wanted.slots.extend(ingress.map(|program| (name.to_owned(), program)));
-        if let Some(mss) = clamp_to(desired.mss, name, link)? {
+        let limits = clamp_to(desired, name, link)?;
+        if !limits.is_empty() {
             wanted.slots.insert((name.to_owned(), Program::Clamp));
-            wanted.config.mss.insert(name.to_owned(), mss);
+            wanted.config.mss.insert(name.to_owned(), limits);
         }
     }
     wanted.config.vips = desired.vips.iter().map(|&vip| vip.into()).collect();
-    let own = observed.addresses.iter().map(|found| found.address).filter(|address| !address.is_loopback());
+    let own = observed.addresses.iter().filter(|found| found.is_lasting()).map(|found| found.address);
     wanted.config.hosts = &own.collect() - &wanted.config.vips;
-    wanted.config.sources.clone_from(&desired.lb_sources);
-    if wanted.config.sources.is_empty() {
-        wanted.config.sources.insert(Prefix::ALL);
-    }
+    wanted.config.sources = sources(desired, tunnels);
     Ok(wanted)
+}
+
+/// The outer sources that may tunnel: everybody if none are named, and in a family whose tunnel is not ours to restrict. The
+/// program decapsulates both.
+fn sources(desired: &Desired, tunnels: &BTreeSet<Family>) -> BTreeSet<Prefix> {
+    let of_others = |family| !tunnels.is_empty() && !tunnels.contains(&family);
+    let open = |prefix: &Prefix| desired.lb_sources.is_empty() || of_others(Family::of(prefix.address()));
+    let everybody = Prefix::EVERYBODY.into_iter().filter(open);
+    everybody.chain(desired.lb_sources.iter().copied()).collect()
 }
 
 /// Every device that could deliver packets to an open kernel tunnel, which takes them from anywhere.
 fn guarded(observed: &Observed) -> Result<impl Iterator<Item = &str>, Refusal> {
-    let delivers =
-        |(name, link): &(&String, &Link)| link.up && link.layer != Layer::Loopback && !link.enslaved && *name != TUNNEL;
+    let delivers = |(name, link): &(&String, &Link)| {
+        link.up && link.layer != Layer::Loopback && !link.enslaved && !is_tunnel(name)
+    };
     let devices = observed.links.iter().filter(delivers);
     match devices.clone().find(|(_, link)| link.hook == HookQdisc::Ingress) {
         Some((name, _)) => Err(Refusal::Unguardable(name.clone())),
@@ -364,16 +447,36 @@ fn guarded(observed: &Observed) -> Result<impl Iterator<Item = &str>, Refusal> {
     }
 }
 
-fn clamp_to(mss: Mss, device: &str, link: &Link) -> Result<Option<u16>, Refusal> {
-    match mss {
-        Mss::Off => Ok(None),
-        Mss::Fixed(octets) => Ok(Some(octets)),
+fn is_tunnel(device: &str) -> bool {
+    Family::ALL.into_iter().any(|family| family.tunnel() == device)
+}
+
+/// The largest MSS for each family that has VIPs.
+fn clamp_to(desired: &Desired, device: &str, link: &Link) -> Result<BTreeMap<Family, u16>, Refusal> {
+    let families = Family::ALL.into_iter().filter(|&family| desired.serves(family));
+    let limit = |family| match desired.mss {
+        Mss::Off => None,
+        Mss::Fixed(octets) => Some(Ok((family, octets))),
         Mss::Auto => {
-            let octets = link.mtu.saturating_sub(HEADERS).min(Mss::MAX.into());
+            let octets = link.mtu.saturating_sub(headers(family, desired)).min(Mss::MAX.into());
             let octets = u16::try_from(octets).ok().filter(|&octets| octets > 0);
-            octets.map(Some).ok_or_else(|| Refusal::MtuTooSmall { device: device.to_owned(), mtu: link.mtu })
+            let too_small = || Refusal::MtuTooSmall { device: device.to_owned(), mtu: link.mtu };
+            Some(octets.map(|octets| (family, octets)).ok_or_else(too_small))
         }
-    }
+    };
+    families.filter_map(limit).collect()
+}
+
+/// The headers before the payload of an encapsulated segment to a VIP of this family, octets. The outer header is of the
+/// VIP's family, unless a load balancer may put an IPv4 packet into an IPv6 one.
+fn headers(family: Family, desired: &Desired) -> u32 {
+    let from_ipv6 = desired.lb_sources.iter().any(|source| source.address().is_ipv6());
+    let (outer, inner) = match family {
+        Family::Ipv4 if !from_ipv6 => (IPV4_HEADER, IPV4_HEADER),
+        Family::Ipv4 => (IPV6_HEADER, IPV4_HEADER),
+        Family::Ipv6 => (IPV6_HEADER, IPV6_HEADER),
+    };
+    outer + inner + TCP_HEADER
 }
 
 fn program_items(observed: &Observed, wanted: Programs, items: &mut Vec<Item>) -> Result<(), Refusal> {
@@ -425,7 +528,7 @@ fn describe(programs: &Programs) -> String {
         return "none".to_owned();
     }
     let slots = programs.slots.iter().map(|(device, program)| match (program, programs.config.mss.get(device)) {
-        (Program::Clamp, Some(mss)) => format!("{program} {mss} on {device}"),
+        (Program::Clamp, Some(limits)) => format!("{program} {} on {device}", describe_limits(limits)),
         _ => format!("{program} on {device}"),
     });
     let config = &programs.config;
@@ -436,6 +539,14 @@ fn describe(programs: &Programs) -> String {
         list(config.hosts.iter()),
         list(config.sources.iter())
     )
+}
+
+fn describe_limits(limits: &BTreeMap<Family, u16>) -> String {
+    let limit = |(family, octets): (&Family, &u16)| match family {
+        Family::Ipv4 => octets.to_string(),
+        Family::Ipv6 => format!("{octets} (IPv6)"),
+    };
+    list(limits.iter().map(limit))
 }
 
 fn list(values: impl Iterator<Item = impl ToString>) -> String {
@@ -459,18 +570,22 @@ fn observed_sysctl<'a>(observed: &'a Observed, name: &str) -> Result<&'a str, Re
     observed.sysctls.get(name).map(String::as_str).ok_or_else(|| Refusal::NoSysctl(name.to_owned()))
 }
 
-fn address(observed: &Observed, device: &str, address: Ipv4Addr) -> Item {
+fn address(observed: &Observed, device: &str, address: IpAddr) -> Item {
     let there = observed.addresses.iter().any(|found| found.device == device && found.address == address);
     let step = (!there).then(|| Step::AddAddress { device: device.to_owned(), address });
-    item(format!("address {address}/32 on {device}"), "present", if there { "present" } else { "absent" }, step)
+    item(address_on(device, address), "present", if there { "present" } else { "absent" }, step)
 }
 
 fn item(what: String, wanted: impl Into<String>, found: impl Into<String>, step: Option<Step>) -> Item {
     Item { what, wanted: wanted.into(), found: found.into(), step }
 }
 
-fn warnings(observed: &Observed) -> Vec<String> {
-    let forwards = observed.sysctls.get("net.ipv4.ip_forward").is_some_and(|value| value != "0");
-    let text = "net.ipv4.ip_forward is on: if a VIP goes missing from lo, its packets are forwarded on, not refused";
-    forwards.then(|| text.to_owned()).into_iter().collect()
+fn warnings(desired: &Desired, observed: &Observed) -> Vec<String> {
+    let forwards = |&(family, name): &(Family, &str)| {
+        desired.serves(family) && observed.sysctls.get(name).is_some_and(|value| value != "0")
+    };
+    let switches = [(Family::Ipv4, "net.ipv4.ip_forward"), (Family::Ipv6, "net.ipv6.conf.all.forwarding")];
+    let text =
+        |(_, name)| format!("{name} is on: if a VIP goes missing from lo, its packets are forwarded on, not refused");
+    switches.into_iter().filter(forwards).map(text).collect()
 }

@@ -6,7 +6,7 @@ use crate::{
     desired::{Desired, Request, Vip},
     journal::Journal,
     observed::Observed,
-    plan::{Item, Plan, Refusal, Step, is_arp, plan_onto, plan_programs},
+    plan::{Item, Plan, Refusal, Step, is_arp, obsolete, plan_onto, plan_programs},
 };
 
 /// What undoing a step came to.
@@ -266,9 +266,16 @@ fn remove_some<H: Host, S: Store>(
         host.execute(&step).map_err(|error| Error::Stopped(Cause::Step(error)))?;
         removed.push((step.object(), Undone::Restored));
     }
+    // With the last VIP of its family a tunnel goes as well, and what else only that family needed.
+    let (tunnels, settings) = obsolete(journal, &remaining, &observed)?.into_iter().partition(is_link);
     journal.intent = Some(remaining);
+    let steps: Vec<Step> = [tunnels, steps, settings].concat();
     removed.extend(undo(host, store, journal, &steps)?);
     Ok(removed)
+}
+
+fn is_link(step: &Step) -> bool {
+    matches!(step, Step::LinkUp { .. })
 }
 
 /// Undoes `steps` in the order given and takes them out of the journal. One that fails does not stop the others.

@@ -152,7 +152,7 @@ fn what_cannot_be_is_refused_and_nothing_changes() {
         ("apply --vip 198.19.10.1", 1, "other has an ingress qdisc"),
         ("apply --vip 224.0.0.1", 2, "multicast"),
         ("apply --vip 127.0.0.1", 2, "loopback"),
-        ("apply --vip fd00::1", 2, "not an IPv4 address"),
+        ("apply --vip fd00::1/64", 2, "not an IP address"),
         ("apply --vip 198.19.10.1 --mss 99", 2, "no MSS"),
         ("apply --vip 198.19.10.1 --decap gre", 2, "auto, ipip or ebpf"),
         ("apply --vip 198.19.10.1 --lb-source 198.18.0.1/16", 2, "host bits zero"),

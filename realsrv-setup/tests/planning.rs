@@ -7,13 +7,16 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use realsrv_setup::{
     desired::{Decap, Desired, Mss, Prefix},
-    observed::{Address, Config, Filter, Hook, HookQdisc, Ipip, Layer, Link, Observed, Program, Slot},
-    plan::{Programs, Refusal, Step, TUNNEL, plan},
+    family::Family,
+    observed::{Address, Config, Filter, Hook, HookQdisc, Layer, Link, Observed, Program, Slot, Support},
+    plan::{Programs, Refusal, Step, plan},
 };
+
+const TUNNEL: &str = Family::Ipv4.tunnel();
 
 fn link(index: u32, layer: Layer) -> Link {
     Link { index, up: true, mtu: 1500, layer, enslaved: false, hook: HookQdisc::None }
@@ -35,7 +38,17 @@ fn host() -> Observed {
 }
 
 fn address(device: &str, address: &str, length: u8) -> Address {
-    Address { device: device.to_owned(), address: address.parse().unwrap(), length }
+    Address {
+        device: device.to_owned(),
+        address: address.parse().unwrap(),
+        length,
+        host_scope: false,
+        temporary: false,
+    }
+}
+
+fn loadable() -> BTreeMap<Family, Support> {
+    Family::ALL.map(|family| (family, Support::Loadable)).into()
 }
 
 fn desired() -> Desired {
@@ -82,7 +95,7 @@ fn settings_that_are_as_silent_are_left() {
 
 #[test]
 fn auto_uses_the_kernel_tunnel_where_it_could_be_loaded() {
-    let host = Observed { ipip: Ipip::Loadable, ..host() };
+    let host = Observed { tunnels: loadable(), ..host() };
     let steps = steps(&desired(), &host);
     let module = position(&steps, |step| matches!(step, Step::LoadModule { .. }));
     let filter = position(&steps, |step| matches!(step, Step::SetSysctl { name, .. } if name.contains(TUNNEL)));
@@ -96,7 +109,7 @@ fn auto_uses_the_kernel_tunnel_where_it_could_be_loaded() {
 #[test]
 fn kernel_tunnel_opens_last() {
     let desired = Desired { lb_sources: ["198.18.9.0/24".parse().unwrap()].into(), ..desired() };
-    let steps = steps(&desired, &Observed { ipip: Ipip::Loadable, ..host() });
+    let steps = steps(&desired, &Observed { tunnels: loadable(), ..host() });
     assert_eq!(steps.last(), Some(&Step::LinkUp { device: TUNNEL.to_owned() }), "behind its guard");
 }
 
@@ -104,13 +117,13 @@ fn kernel_tunnel_opens_last() {
 fn auto_keeps_the_program_where_it_decapsulates_already() {
     let filter = Filter::Ours { program: Program::Decap, config: Config::default() };
     let slot = Slot { device: "eth0".to_owned(), hook: Hook::Ingress };
-    let host = Observed { ipip: Ipip::Loadable, filters: [(slot, filter)].into(), ..host() };
+    let host = Observed { tunnels: loadable(), filters: [(slot, filter)].into(), ..host() };
     assert!(!steps(&desired(), &host).iter().any(|step| matches!(step, Step::LoadModule { .. })));
 }
 
 #[test]
 fn tunnel_with_an_address_of_its_own_gets_no_other() {
-    let mut host = Observed { ipip: Ipip::Present, ..host() };
+    let mut host = Observed { tunnels: [(Family::Ipv4, Support::Present)].into(), ..host() };
     host.links.insert(TUNNEL.to_owned(), link(3, Layer::Other));
     host.sysctls.insert(format!("net.ipv4.conf.{TUNNEL}.rp_filter"), "2".to_owned());
     host.addresses.push(address(TUNNEL, "198.18.7.1", 32));
@@ -122,9 +135,10 @@ fn tunnel_with_an_address_of_its_own_gets_no_other() {
 #[test]
 fn kernel_tunnel_with_lb_sources_is_guarded() {
     let desired = Desired { lb_sources: ["198.18.9.0/24".parse().unwrap()].into(), ..desired() };
-    let programs = installed(&desired, &Observed { ipip: Ipip::Loadable, ..host() });
+    let programs = installed(&desired, &Observed { tunnels: loadable(), ..host() });
     assert!(programs.slots.contains(&("eth0".to_owned(), Program::Guard)));
-    assert_eq!(programs.config.sources, desired.lb_sources);
+    let ipv6_is_of_others = Prefix::EVERYBODY[1];
+    assert_eq!(programs.config.sources, &desired.lb_sources | &[ipv6_is_of_others].into());
 }
 
 /// Devices that are up, beside eth0 which was chosen: each could deliver to an open tunnel.
@@ -151,7 +165,7 @@ fn slots(programs: &Programs) -> Vec<(&str, Program)> {
 
 #[test]
 fn kernel_tunnel_is_guarded_on_every_device_that_can_deliver() {
-    let programs = installed(&restricted(Decap::Ipip), &Observed { ipip: Ipip::Loadable, ..host_of_many_devices() });
+    let programs = installed(&restricted(Decap::Ipip), &Observed { tunnels: loadable(), ..host_of_many_devices() });
     let everywhere = [("eth0", Program::Guard), ("eth1", Program::Guard), ("wg0", Program::Guard)];
     assert_eq!(slots(&programs), everywhere);
 }
@@ -160,7 +174,7 @@ fn kernel_tunnel_is_guarded_on_every_device_that_can_deliver() {
 fn program_beside_an_open_kernel_tunnel_is_guarded_elsewhere() {
     let mut host = host_of_many_devices();
     assert_eq!(slots(&installed(&restricted(Decap::Ebpf), &host)), [("eth0", Program::Decap)]);
-    host.ipip = Ipip::Present;
+    host.tunnels.insert(Family::Ipv4, Support::Present);
     host.links.insert(TUNNEL.to_owned(), link(9, Layer::Other));
     let programs = installed(&restricted(Decap::Ebpf), &host);
     assert_eq!(slots(&programs), [("eth0", Program::Decap), ("eth1", Program::Guard), ("wg0", Program::Guard)]);
@@ -168,7 +182,7 @@ fn program_beside_an_open_kernel_tunnel_is_guarded_elsewhere() {
 
 #[test]
 fn kernel_tunnel_that_cannot_be_guarded_is_refused() {
-    let mut host = Observed { ipip: Ipip::Loadable, ..host_of_many_devices() };
+    let mut host = Observed { tunnels: loadable(), ..host_of_many_devices() };
     host.links.get_mut("eth1").unwrap().hook = HookQdisc::Ingress;
     assert_eq!(plan(&restricted(Decap::Ipip), &host), Err(Refusal::Unguardable("eth1".to_owned())));
     assert!(plan(&restricted(Decap::Ebpf), &host).is_ok());
@@ -178,22 +192,22 @@ fn kernel_tunnel_that_cannot_be_guarded_is_refused() {
 fn programs_are_told_the_vips_the_host_and_the_mss() {
     let config = installed(&desired(), &host()).config;
     assert_eq!(config.vips, ["198.19.10.1".parse().unwrap()].into());
-    assert_eq!(config.hosts, [Ipv4Addr::new(198, 18, 1, 2)].into(), "no loopback address");
-    assert_eq!(config.sources, [Prefix::ALL].into());
-    assert_eq!(config.mss, [("eth0".to_owned(), 1440)].into());
+    assert_eq!(config.hosts, [IpAddr::from([198, 18, 1, 2])].into(), "no loopback address");
+    assert_eq!(config.sources, Prefix::EVERYBODY.into());
+    assert_eq!(config.mss["eth0"], [(Family::Ipv4, 1440)].into());
 }
 
 #[test]
 fn vip_on_lo_is_no_host_address() {
     let mut host = host();
     host.addresses.push(address("lo", "198.19.10.1", 32));
-    assert_eq!(installed(&desired(), &host).config.hosts, [Ipv4Addr::new(198, 18, 1, 2)].into());
+    assert_eq!(installed(&desired(), &host).config.hosts, [IpAddr::from([198, 18, 1, 2])].into());
 }
 
 #[test]
 fn mss_off_with_an_open_kernel_tunnel_needs_no_program() {
     let desired = Desired { mss: Mss::Off, ..desired() };
-    let host = Observed { ipip: Ipip::Loadable, ..host() };
+    let host = Observed { tunnels: loadable(), ..host() };
     let program = |step: &Step| matches!(step, Step::InstallPrograms { .. } | Step::AddClsact { .. });
     assert!(!steps(&desired, &host).iter().any(program));
 }
@@ -218,7 +232,7 @@ fn devices_by_default_are_up_ethernet_with_an_address_and_their_own() {
 #[test]
 fn ipip_without_a_tunnel_is_refused() {
     let desired = Desired { decap: Decap::Ipip, ..desired() };
-    assert_eq!(plan(&desired, &host()), Err(Refusal::NoIpip));
+    assert_eq!(plan(&desired, &host()), Err(Refusal::NoTunnel("ipip")));
 }
 
 #[test]

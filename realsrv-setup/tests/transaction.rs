@@ -7,15 +7,29 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
-use std::{collections::BTreeMap, convert::Infallible, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    net::IpAddr,
+};
 
 use realsrv_setup::{
     desired::{Decap, Desired, Request, Vip},
+    family::Family,
     journal::Journal,
-    observed::{Address, Filter, HookQdisc, Ipip, Layer, Link, Observed, Slot},
-    plan::{Plan, Programs, Step, TUNNEL, plan, plan_onto},
+    observed::{Address, Filter, HookQdisc, Layer, Link, Observed, Slot, Support},
+    plan::{Plan, Programs, Step, plan, plan_onto},
     run::{self, Host, Store, Undone, remove},
 };
+
+const TUNNEL: &str = Family::Ipv4.tunnel();
+const ONE: &str = "198.19.10.1";
+const TWO: &str = "198.19.10.2";
+const ONE6: &str = "fd00:19::1";
+const TWO6: &str = "fd00:19::2";
+/// What is served first, and what later: each family alone, and one after the other.
+const SERVED: [(&[&str], &[&str]); 4] =
+    [(&[ONE], &[ONE, TWO]), (&[ONE6], &[ONE6, TWO6]), (&[ONE], &[ONE, ONE6]), (&[ONE6], &[ONE, ONE6])];
 
 #[derive(Debug, thiserror::Error)]
 #[error("injected at {0}")]
@@ -36,7 +50,7 @@ struct Model {
     executed: usize,
     fail: Option<(usize, Failure)>,
     /// This address cannot be taken away.
-    stuck: Option<Ipv4Addr>,
+    stuck: Option<IpAddr>,
 }
 
 impl Model {
@@ -50,12 +64,16 @@ impl Model {
             Step::SetSysctl { name, to, .. } => {
                 now.sysctls.insert(name, to);
             }
-            Step::LoadModule { .. } => {
-                now.ipip = Ipip::Present;
-                now.links.insert(TUNNEL.to_owned(), link(9, false, Layer::Other));
-                now.sysctls.insert(format!("net.ipv4.conf.{TUNNEL}.rp_filter"), "0".to_owned());
+            Step::LoadModule { name } => {
+                let family = family_of(&name);
+                now.tunnels.insert(family, Support::Present);
+                now.links.insert(family.tunnel().to_owned(), link(9, false, Layer::Other));
+                let (setting, value) = tunnel_setting(family);
+                now.sysctls.insert(setting, value);
             }
-            Step::AddAddress { device, address } => now.addresses.push(Address { device, address, length: 32 }),
+            Step::AddAddress { device, address } => {
+                now.addresses.push(self::address(&device, address, Family::of(address).bits()));
+            }
             Step::LinkUp { device } => self.link(&device).up = true,
             Step::AddClsact { device } => self.link(&device).hook = HookQdisc::Clsact,
             Step::InstallPrograms { to, .. } => self.install(&to),
@@ -97,10 +115,11 @@ impl Host for Model {
                 Some(now) if *now == to => drop(self.now.sysctls.insert(name, from)),
                 _ => return Ok(Undone::Already),
             },
-            Step::LoadModule { .. } => {
-                self.now.ipip = Ipip::Loadable;
-                self.now.links.remove(TUNNEL);
-                self.now.sysctls.remove(&format!("net.ipv4.conf.{TUNNEL}.rp_filter"));
+            Step::LoadModule { name } => {
+                let family = family_of(&name);
+                self.now.tunnels.insert(family, Support::Loadable);
+                self.now.links.remove(family.tunnel());
+                self.now.sysctls.remove(&tunnel_setting(family).0);
             }
             Step::AddAddress { address, .. } if self.stuck == Some(address) => {
                 return Err(Injected(format!("removing {address}")));
@@ -140,13 +159,29 @@ fn link(index: u32, up: bool, layer: Layer) -> Link {
     Link { index, up, mtu: 1500, layer, enslaved: false, hook: HookQdisc::None }
 }
 
+fn family_of(module: &str) -> Family {
+    Family::ALL.into_iter().find(|family| family.tunnel_module() == module).unwrap()
+}
+
+/// What a tunnel's device brings along, not as a real needs it.
+fn tunnel_setting(family: Family) -> (String, String) {
+    let (setting, value) = match family {
+        Family::Ipv4 => ("net.ipv4.conf.tunl0.rp_filter", "0"),
+        Family::Ipv6 => ("net.ipv6.conf.ip6tnl0.disable_ipv6", "1"),
+    };
+    (setting.to_owned(), value.to_owned())
+}
+
 fn host() -> Observed {
     let sysctls = [
-        ("conf.all.arp_ignore", "0"),
-        ("conf.all.arp_announce", "0"),
-        ("conf.default.rp_filter", "0"),
-        ("icmp_ratelimit", "1000"),
-        ("ip_forward", "0"),
+        ("ipv4.conf.all.arp_ignore", "0"),
+        ("ipv4.conf.all.arp_announce", "0"),
+        ("ipv4.conf.default.rp_filter", "0"),
+        ("ipv4.icmp_ratelimit", "1000"),
+        ("ipv4.ip_forward", "0"),
+        ("ipv6.conf.lo.disable_ipv6", "0"),
+        ("ipv6.conf.default.disable_ipv6", "1"),
+        ("ipv6.icmp.ratelimit", "1000"),
     ];
     Observed {
         links: BTreeMap::from([
@@ -154,24 +189,28 @@ fn host() -> Observed {
             ("eth0".to_owned(), link(2, true, Layer::Ethernet)),
             ("eth1".to_owned(), link(3, true, Layer::Ethernet)),
         ]),
-        addresses: vec![address("eth0", [198, 18, 1, 2]), address("eth1", [198, 18, 2, 2])],
-        sysctls: sysctls.into_iter().map(|(name, value)| (format!("net.ipv4.{name}"), value.to_owned())).collect(),
-        ipip: Ipip::Loadable,
+        addresses: vec![
+            address("eth0", [198, 18, 1, 2].into(), 24),
+            address("eth0", [0xfd00, 0x18, 0, 0, 0, 0, 1, 2].into(), 64),
+            address("eth1", [198, 18, 2, 2].into(), 24),
+        ],
+        sysctls: sysctls.into_iter().map(|(name, value)| (format!("net.{name}"), value.to_owned())).collect(),
+        tunnels: Family::ALL.map(|family| (family, Support::Loadable)).into(),
         ..Observed::default()
     }
 }
 
-fn address(device: &str, octets: [u8; 4]) -> Address {
-    Address { device: device.to_owned(), address: octets.into(), length: 24 }
+fn address(device: &str, address: IpAddr, length: u8) -> Address {
+    Address { device: device.to_owned(), address, length, host_scope: false, temporary: false }
 }
 
-fn vip(last: u8) -> Vip {
-    Ipv4Addr::new(198, 19, 10, last).try_into().unwrap()
+fn vip(text: &str) -> Vip {
+    text.parse().unwrap()
 }
 
-fn desired(vips: &[u8], decap: Decap) -> Desired {
-    let lb_sources = ["198.18.9.0/24".parse().unwrap()].into();
-    Desired { vips: vips.iter().map(|&last| vip(last)).collect(), decap, lb_sources, ..Desired::default() }
+fn desired(vips: &[&str], decap: Decap) -> Desired {
+    let lb_sources = ["198.18.9.0/24", "fd00:18:9::/64"].map(|source| source.parse().unwrap()).into();
+    Desired { vips: vips.iter().map(|text| vip(text)).collect(), decap, lb_sources, ..Desired::default() }
 }
 
 fn request(desired: Desired) -> Request {
@@ -193,16 +232,20 @@ fn apply(
     run::apply(model, disk, journal, request(desired)).map(|applied| applied.plan)
 }
 
-/// Both ways to decapsulate, on a fresh host and on one that serves another VIP already.
+/// Both ways to decapsulate, both families, on a fresh host and on one that serves another VIP already.
 fn cases() -> Vec<(Observed, Journal, Desired)> {
     let mut cases = Vec::new();
-    for decap in [Decap::Ipip, Decap::Ebpf] {
-        cases.push((host(), Journal::default(), desired(&[1], decap)));
+    for (decap, (first, later)) in ways() {
+        cases.push((host(), Journal::default(), desired(first, decap)));
         let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
-        apply(&mut model, &mut disk, &mut journal, desired(&[1], decap)).unwrap();
-        cases.push((model.now, journal, desired(&[1, 2], decap)));
+        apply(&mut model, &mut disk, &mut journal, desired(first, decap)).unwrap();
+        cases.push((model.now, journal, desired(later, decap)));
     }
     cases
+}
+
+fn ways() -> impl Iterator<Item = (Decap, (&'static [&'static str], &'static [&'static str]))> {
+    [Decap::Ipip, Decap::Ebpf].into_iter().flat_map(|decap| SERVED.map(|served| (decap, served)))
 }
 
 fn steps(host: &Observed, desired: &Desired) -> usize {
@@ -211,9 +254,9 @@ fn steps(host: &Observed, desired: &Desired) -> usize {
 
 #[test]
 fn apply_makes_the_plan_empty_and_remove_restores() {
-    for decap in [Decap::Ipip, Decap::Ebpf] {
+    for (decap, (first, later)) in ways() {
         let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
-        for vips in [&[1_u8][..], &[1, 2]] {
+        for vips in [first, later] {
             let wanted = desired(vips, decap);
             assert!(!apply(&mut model, &mut disk, &mut journal, wanted.clone()).unwrap().is_empty());
             assert!(apply(&mut model, &mut disk, &mut journal, wanted).unwrap().is_empty());
@@ -287,27 +330,31 @@ fn a_crash_at_any_step_is_finished_by_apply() {
 
 #[test]
 fn removing_one_vip_leaves_a_host_as_if_it_had_never_been() {
-    for decap in [Decap::Ipip, Decap::Ebpf] {
+    for (decap, (first, later)) in ways() {
         let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
-        apply(&mut model, &mut disk, &mut journal, desired(&[1], decap)).unwrap();
-        let one = model.now.clone();
-        apply(&mut model, &mut disk, &mut journal, desired(&[1, 2], decap)).unwrap();
-        remove(&mut model, &mut disk, &mut journal, &[vip(2)]).unwrap();
-        assert_eq!(model.now, one);
-        assert_eq!(disk.0.intent, Some(desired(&[1], decap)));
+        apply(&mut model, &mut disk, &mut journal, desired(first, decap)).unwrap();
+        let (one, noted) = (model.now.clone(), journal.clone());
+        apply(&mut model, &mut disk, &mut journal, desired(later, decap)).unwrap();
+        let added: Vec<_> = later.iter().filter(|text| !first.contains(text)).map(|text| vip(text)).collect();
+        remove(&mut model, &mut disk, &mut journal, &added).unwrap();
+        assert_eq!(model.now, one, "{decap:?} {later:?}");
+        assert_eq!(disk.0.intent, Some(desired(first, decap)));
+        assert!(plan_onto(&journal, &desired(first, decap), &model.now).unwrap().is_empty());
+        let objects = |journal: &Journal| journal.steps.iter().map(Step::object).collect::<BTreeSet<_>>();
+        assert_eq!(objects(&journal), objects(&noted), "{decap:?} {later:?}");
     }
 }
 
 #[test]
 fn kernel_tunnel_closes_when_the_program_takes_its_place() {
     let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
-    apply(&mut model, &mut disk, &mut journal, desired(&[1], Decap::Ipip)).unwrap();
+    apply(&mut model, &mut disk, &mut journal, desired(&[ONE], Decap::Ipip)).unwrap();
     assert!(model.now.links[TUNNEL].up);
-    let ebpf = desired(&[1], Decap::Ebpf);
+    let ebpf = desired(&[ONE], Decap::Ebpf);
     assert!(plan_onto(&journal, &ebpf, &model.now).unwrap().obsolete.len() >= 4);
     apply(&mut model, &mut disk, &mut journal, ebpf.clone()).unwrap();
     assert!(!model.now.links.contains_key(TUNNEL));
-    assert!(!disk.0.steps.iter().any(Step::serves_tunnel), "{:?}", disk.0.steps);
+    assert!(disk.0.steps.iter().all(|step| step.serves_tunnel().is_none()), "{:?}", disk.0.steps);
     assert!(apply(&mut model, &mut disk, &mut journal, ebpf).unwrap().is_empty());
     remove(&mut model, &mut disk, &mut journal, &[]).unwrap();
     assert_eq!(model.now, host());
@@ -316,7 +363,7 @@ fn kernel_tunnel_closes_when_the_program_takes_its_place() {
 #[test]
 fn a_refused_plan_touches_neither_host_nor_disk() {
     let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
-    let wanted = Desired { interfaces: ["eth7".to_owned()].into(), ..desired(&[1], Decap::Auto) };
+    let wanted = Desired { interfaces: ["eth7".to_owned()].into(), ..desired(&[ONE], Decap::Auto) };
     let error = apply(&mut model, &mut disk, &mut journal, wanted).unwrap_err();
     assert!(matches!(error, run::Error::Refused(_)));
     assert_eq!((model.executed, model.now), (0, host()));
@@ -326,13 +373,13 @@ fn a_refused_plan_touches_neither_host_nor_disk() {
 #[test]
 fn a_request_adds_to_what_another_run_made_of_the_journal() {
     let (mut model, mut disk) = (Model::new(host()), Disk::default());
-    let other = Request { vips: [vip(1)].into(), ..Request::default() };
+    let other = Request { vips: [vip(ONE)].into(), ..Request::default() };
     run::apply(&mut model, &mut disk, &mut Journal::default(), other).unwrap();
     // Loaded once the other run had given the lock back.
     let mut journal = disk.0.clone();
-    let ours = Request { vips: [vip(2)].into(), ..Request::default() };
+    let ours = Request { vips: [vip(TWO)].into(), ..Request::default() };
     run::apply(&mut model, &mut disk, &mut journal, ours).unwrap();
-    assert_eq!(disk.0.intent.unwrap().vips, [vip(1), vip(2)].into());
+    assert_eq!(disk.0.intent.unwrap().vips, [vip(ONE), vip(TWO)].into());
 }
 
 fn arp(model: &Model) -> Vec<&str> {
@@ -343,8 +390,8 @@ fn arp(model: &Model) -> Vec<&str> {
 #[test]
 fn arp_stays_silent_while_a_vip_cannot_be_taken_away() {
     let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
-    apply(&mut model, &mut disk, &mut journal, desired(&[1], Decap::Ebpf)).unwrap();
-    model.stuck = Some(vip(1).into());
+    apply(&mut model, &mut disk, &mut journal, desired(&[ONE], Decap::Ebpf)).unwrap();
+    model.stuck = Some(vip(ONE).into());
     let error = remove(&mut model, &mut disk, &mut journal, &[]).unwrap_err();
     assert!(error.to_string().contains("arp_ignore stays as long as the address 198.19.10.1/32"), "{error}");
     assert_eq!(arp(&model), ["1", "2"]);
@@ -356,8 +403,8 @@ fn arp_stays_silent_while_a_vip_cannot_be_taken_away() {
 #[test]
 fn arp_stays_silent_after_a_rollback_that_leaves_a_vip() {
     let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
-    let wanted = desired(&[1], Decap::Ebpf);
-    (model.fail, model.stuck) = (Some((steps(&host(), &wanted) - 1, Failure::Before)), Some(vip(1).into()));
+    let wanted = desired(&[ONE], Decap::Ebpf);
+    (model.fail, model.stuck) = (Some((steps(&host(), &wanted) - 1, Failure::Before)), Some(vip(ONE).into()));
     let error = apply(&mut model, &mut disk, &mut journal, wanted).unwrap_err();
     assert!(error.to_string().contains("rolled back except"), "{error}");
     assert_eq!(arp(&model), ["1", "2"]);

@@ -15,7 +15,7 @@ use std::{
 };
 
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header, TcpHeader, TcpOptionElement};
-use lab::{CLIENT, Lab, REAL, VIP, echo, echo_reply_from, ipip, syn, unreachable, with_header, within};
+use lab::{CLIENT, Lab, REAL, VIP, echo, echo_reply_from, ipip, packet_socket, syn, unreachable, with_header, within};
 use realsrv_setup::{
     observed::{Config, Program},
     plan::Programs,
@@ -218,8 +218,8 @@ fn guard_drops_other_sources_and_passes_allowed_ones() {
         let lab = Lab::new();
         lab.in_real(&format!("ip addr add {VIP}/32 dev lo"));
         let config = Config {
-            hosts: [REAL].into(),
-            vips: [VIP].into(),
+            hosts: [REAL.into()].into(),
+            vips: [VIP.into()].into(),
             sources: [source.parse().unwrap()].into(),
             ..Config::default()
         };
@@ -275,13 +275,9 @@ fn neighbour_of_client(lab: &Lab) -> String {
 
 /// The sender of the first ARP request that the client sees after `act`.
 fn arp_senders_while(lab: &Lab, act: impl FnOnce()) -> Vec<Ipv4Addr> {
-    use socket2::{Domain, Socket, Type};
     use std::io::Read as _;
-    const ETH_P_ARP: u16 = 0x0806;
     const REQUEST: [u8; 2] = [0, 1];
-    let mut socket = within(&lab.client, || {
-        Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(i32::from(ETH_P_ARP.to_be())))).unwrap()
-    });
+    let mut socket = within(&lab.client, || packet_socket(libc::ETH_P_ARP));
     socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
     act();
     let mut packet = [0; 64];

@@ -1,14 +1,17 @@
 //! The real's side of the tunnel, at tc (clsact) on its Ethernet devices.
 //!
 //! ```text
-//! ingress  lb_guard   on every device, where sources are restricted: drops IPIP from elsewhere, whatever its destination.
-//!                     A kernel tunnel takes it to any local address
-//!          lb_decap   guards as well. IPIP to the host around a packet for a VIP or the host: the outer header goes, the
-//!                     packet stays on its device
+//! ingress  lb_guard   on every device, where sources are restricted: drops tunnel packets from elsewhere, whatever their
+//!                     destination. A kernel tunnel takes them to any local address
+//!          lb_decap   guards as well. A tunnel packet to the host around one for a VIP or the host: the outer header goes,
+//!                     the packet stays on its device. IPv4 in IPv4, IPv6 in IPv6, IPv4 in IPv6
 //! egress   lb_clamp   SYN and SYN-ACK from a VIP: the MSS leaves room for the outer header
 //! ```
 //!
 //! Everything else passes untouched, on to the next filter. The maps are described in [`lb_ebpf::decap`].
+//!
+//! Between an outer IPv6 header and the tunnelled packet there may be extension headers. The load balancer sends none: with
+//! any, a packet is guarded against but not decapsulated.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "BPF programs read map values through raw pointers; each block states its bound")]
@@ -27,29 +30,58 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use core::mem::MaybeUninit;
-use lb_ebpf::decap::{Counter, Ipv4Header, MAX_ADDRESSES, MAX_DEVICES, MAX_SOURCES, ROLE_HOST, ROLE_VIP};
+use lb_ebpf::{
+    decap::{Address, Counter, MAX_ADDRESSES, MAX_DEVICES, MAX_SOURCES, MssLimits, ROLE_HOST, ROLE_VIP},
+    header::{Extension, Ipv4Header, Ipv6Header, is_tunnel},
+    net::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPIP, TCP},
+};
 
 const ETHERNET: u32 = 14;
 const IPV4: u32 = 20;
-const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
+const IPV6: u32 = 40;
+const ETH_P_IP: u32 = ETHERTYPE_IPV4 as u32;
+const ETH_P_IPV6: u32 = ETHERTYPE_IPV6 as u32;
+/// Extension headers that are followed. A longer chain counts as a tunnel packet: it could be one.
+const MAX_EXTENSIONS: usize = 8;
 
 #[map]
-static ADDRESSES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
+static ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
 #[map]
-static SOURCES: LpmTrie<u32, u32> = LpmTrie::with_max_entries(MAX_SOURCES, 0);
+static SOURCES: LpmTrie<Address, u32> = LpmTrie::with_max_entries(MAX_SOURCES, 0);
 #[map]
-static MSS: HashMap<u32, u16> = HashMap::with_max_entries(MAX_DEVICES, 0);
+static MSS: HashMap<u32, MssLimits> = HashMap::with_max_entries(MAX_DEVICES, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+
+/// A tunnel packet's outer header.
+struct Outer {
+    source: Address,
+    destination: Address,
+    /// Octets of header and payload.
+    total: u32,
+    form: Form,
+}
+
+/// What is in what, if it can be told from the outer header alone.
+enum Form {
+    Ipv4InIpv4,
+    Ipv6InIpv6,
+    Ipv4InIpv6,
+    Fragment,
+    /// With options or extension headers.
+    Extended,
+}
 
 /// Removes the outer header where the tunnel ends here.
 #[classifier]
 fn lb_decap(ctx: TcContext) -> i32 {
     match tunnel(&ctx) {
         Some(outer) if !source_allowed(&outer) => refuse(),
-        Some(outer) if role(outer.destination) == Some(ROLE_HOST) => {
-            count(decapsulate(&ctx, &outer));
-            TC_ACT_UNSPEC
+        Some(outer) if role(&outer.destination) == Some(ROLE_HOST) => {
+            let counter = decapsulate(&ctx, &outer);
+            let failed = matches!(counter, Counter::Failed);
+            count(counter);
+            if failed { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
         }
         _ => TC_ACT_UNSPEC,
     }
@@ -79,43 +111,145 @@ fn lb_clamp(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// A copy of the outer header, if the packet is IPIP. Read from the network header on: guarded devices need not be Ethernet.
+/// The outer header, if it is a tunnel packet.
 #[inline(always)]
-fn tunnel(ctx: &TcContext) -> Option<Ipv4Header> {
-    if ctx.skb.protocol() != ETH_P_IP {
-        return None;
+fn tunnel(ctx: &TcContext) -> Option<Outer> {
+    match ctx.skb.protocol() {
+        ETH_P_IP => tunnel4(ctx),
+        ETH_P_IPV6 => tunnel6(ctx),
+        _ => None,
     }
-    let mut outer = MaybeUninit::<Aligned<Ipv4Header>>::uninit();
-    // SAFETY: the helper writes exactly the header's 20 octets or fails; any octets make a header.
-    let outer = unsafe {
-        let (skb, to) = (ctx.as_ptr().cast(), outer.as_mut_ptr().cast());
-        let result = bpf_skb_load_bytes_relative(skb, 0, to, IPV4, BPF_HDR_START_NET);
-        (result == 0).then(|| outer.assume_init().0)?
-    };
-    (outer.protocol == Ipv4Header::IPIP).then_some(outer)
 }
 
 #[inline(always)]
-fn decapsulate(ctx: &TcContext, outer: &Ipv4Header) -> Counter {
-    if outer.is_fragment() {
-        return Counter::Fragment;
+fn tunnel4(ctx: &TcContext) -> Option<Outer> {
+    // SAFETY: any octets make a header.
+    let header = unsafe { copy::<Ipv4Header>(ctx, 0)?.0 };
+    let form = match header.version_ihl {
+        _ if header.protocol != IPIP => return None,
+        _ if header.is_fragment() => Form::Fragment,
+        0x45 => Form::Ipv4InIpv4,
+        _ => Form::Extended,
+    };
+    let (source, destination) = (Address::ipv4(header.source), Address::ipv4(header.destination));
+    Some(Outer { source, destination, total: header.total_length(), form })
+}
+
+#[inline(always)]
+fn tunnel6(ctx: &TcContext) -> Option<Outer> {
+    // SAFETY: any octets make a header.
+    let header = unsafe { copy::<Ipv6Header>(ctx, 0)?.0 };
+    let form = match header.next_header {
+        IPIP => Form::Ipv4InIpv6,
+        next if is_tunnel(next) => Form::Ipv6InIpv6,
+        next => extended(ctx, next)?,
+    };
+    let (source, destination) = (Address::ipv6(header.source), Address::ipv6(header.destination));
+    Some(Outer { source, destination, total: header.total_length(), form })
+}
+
+/// Follows the extension headers after an IPv6 header; `None`: what they lead to is no tunnel packet.
+#[inline(always)]
+fn extended(ctx: &TcContext, first: u8) -> Option<Form> {
+    const OFFSET_MASK: u8 = 0xf8;
+    let (mut next, mut at) = (first, IPV6);
+    let (mut is_fragment, mut is_later_fragment) = (false, false);
+    for _ in 0..MAX_EXTENSIONS {
+        // Not even read for what most packets are.
+        Extension::of(next, 0)?;
+        // SAFETY: any octets make an array of them.
+        let [following, length, high, low, ..] = unsafe { copy::<[u8; Extension::FIXED as usize]>(ctx, at)?.0 };
+        at += match Extension::of(next, length)? {
+            Extension::Octets(octets) => octets,
+            Extension::Fragment => {
+                is_fragment = true;
+                is_later_fragment = high != 0 || low & OFFSET_MASK != 0;
+                Extension::FIXED
+            }
+        };
+        next = following;
+        if is_tunnel(next) {
+            return Some(if is_fragment { Form::Fragment } else { Form::Extended });
+        }
+        // What follows here is payload; the first fragment tells of what.
+        if is_later_fragment {
+            return None;
+        }
     }
-    // The load balancer sends no outer options; the length must be within the frame.
-    if outer.version_ihl != 0x45 || outer.total_length() < 2 * IPV4 || outer.total_length() > ctx.len() - ETHERNET {
+    Some(Form::Extended)
+}
+
+/// A copy of what is at this offset from the network header on: guarded devices need not be Ethernet.
+///
+/// # Safety
+/// Any octets must make a `T`.
+#[inline(always)]
+unsafe fn copy<T>(ctx: &TcContext, at: u32) -> Option<Aligned<T>> {
+    let mut to = MaybeUninit::<Aligned<T>>::uninit();
+    // SAFETY: the helper writes exactly the size of a T, or fails; the caller says that any octets make one.
+    unsafe {
+        let (skb, pointer) = (ctx.as_ptr().cast(), to.as_mut_ptr().cast());
+        let result = bpf_skb_load_bytes_relative(skb, at, pointer, octets::<T>(), BPF_HDR_START_NET);
+        (result == 0).then(|| to.assume_init())
+    }
+}
+
+#[inline(always)]
+fn decapsulate(ctx: &TcContext, outer: &Outer) -> Counter {
+    // The length must be within the frame.
+    if outer.total > ctx.len() - ETHERNET {
         return Counter::Malformed;
     }
-    let Some(inner) = ipv4(ctx, ETHERNET + IPV4) else { return Counter::Malformed };
-    if !inner.is_plausible_inner(outer.total_length() - IPV4) {
-        return Counter::Malformed;
-    }
-    if role(inner.destination).is_none() {
+    let inner = match outer.form {
+        Form::Fragment => return Counter::Fragment,
+        Form::Extended => return Counter::Malformed,
+        Form::Ipv4InIpv4 => inner4::<IPV4>(ctx, outer.total),
+        Form::Ipv4InIpv6 => inner4::<IPV6>(ctx, outer.total),
+        Form::Ipv6InIpv6 => inner6(ctx, outer.total),
+    };
+    let Some(destination) = inner else { return Counter::Malformed };
+    if role(&destination).is_none() {
         return Counter::NotOurs;
     }
-    // The size of the segments GRO merged is TCP payload: it does not change with the header (FIXED_GSO).
-    match ctx.adjust_room(-IPV4.cast_signed(), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO.into()) {
-        Ok(()) => Counter::Decapsulated,
-        Err(_) => Counter::Failed,
-    }
+    let stripped = match outer.form {
+        Form::Ipv4InIpv4 => strip(ctx, IPV4),
+        Form::Ipv4InIpv6 => strip_to_ipv4(ctx),
+        _ => strip(ctx, IPV6),
+    };
+    if stripped.is_some() { Counter::Decapsulated } else { Counter::Failed }
+}
+
+/// Where the packet goes that an outer header of `OUTER` octets carries; `total` is the length of both.
+#[inline(always)]
+fn inner4<const OUTER: u32>(ctx: &TcContext, total: u32) -> Option<Address> {
+    let room = total.checked_sub(OUTER)?;
+    let inner = header::<Ipv4Header>(ctx, ETHERNET + OUTER)?;
+    inner.is_plausible_inner(room).then(|| Address::ipv4(inner.destination))
+}
+
+#[inline(always)]
+fn inner6(ctx: &TcContext, total: u32) -> Option<Address> {
+    let room = total.checked_sub(IPV6)?;
+    let inner = header::<Ipv6Header>(ctx, ETHERNET + IPV6)?;
+    inner.is_plausible_inner(room).then(|| Address::ipv6(inner.destination))
+}
+
+/// Removes octets after the Ethernet header. The size of the segments GRO merged is TCP payload: it does not change with
+/// the header (`FIXED_GSO`).
+#[inline(always)]
+fn strip(ctx: &TcContext, octets: u32) -> Option<()> {
+    ctx.adjust_room(-octets.cast_signed(), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO.into()).ok()
+}
+
+/// Removes an IPv6 header and makes it an IPv4 packet. Before 6.3 only one helper changes the packet's protocol, and it
+/// takes away the 20 octets by which the two headers differ.
+#[inline(always)]
+fn strip_to_ipv4(ctx: &TcContext) -> Option<()> {
+    const ETHERTYPE: usize = 12;
+    strip(ctx, IPV4)?;
+    ctx.change_proto(ETHERTYPE_IPV4, 0).ok()?;
+    // The stack goes by the packet's protocol; the frame should not tell captures another.
+    ctx.store(ETHERTYPE, &ETHERTYPE_IPV4, 0).ok()
 }
 
 /// `Some` if the MSS option was lowered.
@@ -123,22 +257,39 @@ fn decapsulate(ctx: &TcContext, outer: &Ipv4Header) -> Counter {
 fn clamp(ctx: &TcContext) -> Option<()> {
     const FLAGS: u32 = 13;
     const SYN: u8 = 0x02;
-    let ip = ipv4(ctx, ETHERNET)?;
-    if ip.protocol != Ipv4Header::TCP || ip.is_fragment() || role(ip.source) != Some(ROLE_VIP) {
+    let (source, tcp) = segment(ctx)?;
+    if role(&source) != Some(ROLE_VIP) {
         return None;
     }
-    let tcp = ETHERNET + ip.header_length();
     let [offset, flags] = ctx.load::<u16>((tcp + FLAGS - 1) as usize).ok()?.to_ne_bytes();
     if flags & SYN == 0 {
         return None;
     }
     // SAFETY: nothing deletes from MSS while the program is attached, and the value is copied.
-    let limit = unsafe { MSS.get(ctx_ifindex(ctx)) }.copied()?;
+    let limits = unsafe { MSS.get(ctx_ifindex(ctx)) }.copied()?;
+    let limit = if ctx.skb.protocol() == ETH_P_IP { limits.ipv4 } else { limits.ipv6 };
     let (at, announced) = mss_option(ctx, tcp + 20, tcp + u32::from(offset >> 4) * 4)?;
-    if announced <= limit {
+    if limit == 0 || announced <= limit {
         return None;
     }
     replace(ctx, tcp, at, announced, limit)
+}
+
+/// Where a TCP segment comes from, and where its header is. The host's own have no IPv6 extension headers.
+#[inline(always)]
+fn segment(ctx: &TcContext) -> Option<(Address, u32)> {
+    match ctx.skb.protocol() {
+        ETH_P_IP => {
+            let ip = header::<Ipv4Header>(ctx, ETHERNET)?;
+            let is_tcp = ip.protocol == TCP && !ip.is_fragment();
+            is_tcp.then(|| (Address::ipv4(ip.source), ETHERNET + ip.header_length()))
+        }
+        ETH_P_IPV6 => {
+            let ip = header::<Ipv6Header>(ctx, ETHERNET)?;
+            (ip.next_header == TCP).then(|| (Address::ipv6(ip.source), ETHERNET + IPV6))
+        }
+        _ => None,
+    }
 }
 
 /// Where the value of the MSS option is, and the value, host byte order (RFC 9293 section 3.1).
@@ -179,27 +330,36 @@ fn replace(ctx: &TcContext, tcp: u32, at: u32, from: u16, to: u16) -> Option<()>
     ctx.l4_csum_replace((tcp + CHECKSUM) as usize, word(from).into(), word(to).into(), TWO_OCTETS).ok()
 }
 
-/// The header in the packet itself: the stack is read aligned only, and copies of octets are not.
+/// A header in the packet itself: the stack is read aligned only, and copies of octets are not.
 #[inline(always)]
-fn ipv4(ctx: &TcContext, at: u32) -> Option<&Ipv4Header> {
-    if ctx.skb.protocol() != ETH_P_IP {
-        return None;
-    }
-    if ctx.data() + (at + IPV4) as usize > ctx.data_end() {
-        ctx.pull_data(at + IPV4).ok()?;
+fn header<T: Header>(ctx: &TcContext, at: u32) -> Option<&T> {
+    if ctx.data() + (at + octets::<T>()) as usize > ctx.data_end() {
+        ctx.pull_data(at + octets::<T>()).ok()?;
     }
     let header = ctx.data() + at as usize;
-    if header + IPV4 as usize > ctx.data_end() {
+    if header + size_of::<T>() > ctx.data_end() {
         return None;
     }
-    // SAFETY: the header's 20 octets lie before `data_end`, and its type has no alignment.
-    Some(unsafe { &*(header as *const Ipv4Header) })
+    // SAFETY: the header's octets lie before `data_end`, and its type has no alignment.
+    Some(unsafe { &*(header as *const T) })
 }
 
+/// A header made of octets alone.
+trait Header {}
+impl Header for Ipv4Header {}
+impl Header for Ipv6Header {}
+
 #[inline(always)]
-fn role(address: [u8; 4]) -> Option<u32> {
+fn role(address: &Address) -> Option<u32> {
     // SAFETY: nothing deletes from ADDRESSES while the program is attached, and the value is copied.
-    unsafe { ADDRESSES.get(u32::from_ne_bytes(address)) }.copied()
+    unsafe { ADDRESSES.get(address) }.copied()
+}
+
+/// The size of a header or key.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "none is longer than a packet")]
+const fn octets<T>() -> u32 {
+    size_of::<T>() as u32
 }
 
 /// What has no alignment of its own; on the stack the verifier wants one.
@@ -207,8 +367,8 @@ fn role(address: [u8; 4]) -> Option<u32> {
 struct Aligned<T>(T);
 
 #[inline(always)]
-fn source_allowed(outer: &Ipv4Header) -> bool {
-    let key = Aligned(Key::new(32, u32::from_ne_bytes(outer.source)));
+fn source_allowed(outer: &Outer) -> bool {
+    let key = Aligned(Key::new(octets::<Address>() * u8::BITS, outer.source));
     SOURCES.get(&key.0).is_some()
 }
 

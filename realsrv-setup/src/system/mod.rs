@@ -10,14 +10,14 @@ pub mod sysctls;
 use std::{
     collections::BTreeMap,
     io,
-    net::Ipv4Addr,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use crate::{
     journal::Journal,
     observed::{HookQdisc, Observed},
-    plan::{Programs, Step, TUNNEL_ADDRESS},
+    plan::{Programs, Step},
     run::{Host, Undone},
 };
 
@@ -124,7 +124,7 @@ impl System {
         Ok(if ours.is_empty() { Undone::Already } else { Undone::Restored })
     }
 
-    fn remove_address(&mut self, device: &str, address: Ipv4Addr) -> Result<Undone, Error> {
+    fn remove_address(&mut self, device: &str, address: IpAddr) -> Result<Undone, Error> {
         let removed = self.runtime.block_on(self.netlink.remove_address(device, address))?;
         Ok(if removed { Undone::Restored } else { Undone::Already })
     }
@@ -148,7 +148,8 @@ impl System {
             return Ok(Undone::Already);
         }
         let addresses = self.runtime.block_on(self.netlink.addresses())?;
-        if let Some(other) = addresses.iter().find(|found| found.device == device && found.address != TUNNEL_ADDRESS) {
+        let mut others = addresses.iter().filter(|found| found.device == device && found.is_lasting());
+        if let Some(other) = others.next() {
             return Ok(Undone::Left(format!("it has the address {}/{} by now", other.address, other.length)));
         }
         self.runtime.block_on(self.netlink.set_up(device, false))?;
@@ -166,7 +167,8 @@ impl Host for System {
         Ok(Observed {
             addresses: self.runtime.block_on(self.netlink.addresses())?,
             sysctls: sysctls::observe()?,
-            ipip: module::support(&links),
+            proxied: self.runtime.block_on(self.netlink.proxied(&links))?,
+            tunnels: module::support(&links),
             links,
             filters,
             counters,

@@ -1,34 +1,46 @@
-//! The kernel's tunnel module: whether there is one, loading and unloading it.
+//! The kernel's tunnel modules: whether there is one, loading and unloading it.
 
 use std::{collections::BTreeMap, fs, process::Command};
 
 use super::Error;
 use crate::{
-    observed::{Ipip, Link},
-    plan::{TUNNEL, TUNNEL_MODULE},
+    family::Family,
+    observed::{Link, Support},
     run::Undone,
 };
 
-/// Whether the kernel has the tunnel. Loads nothing.
+/// What the kernel has of each family's tunnel. Loads nothing.
 #[must_use]
-pub fn support(links: &BTreeMap<String, Link>) -> Ipip {
-    if links.contains_key(TUNNEL) {
-        Ipip::Present
-    } else if !is_loaded(TUNNEL_MODULE) && fallback_devices_everywhere() && modprobe_finds(TUNNEL_MODULE) {
-        Ipip::Loadable
+pub fn support(links: &BTreeMap<String, Link>) -> BTreeMap<Family, Support> {
+    Family::ALL.map(|family| (family, support_of(family, links))).into()
+}
+
+fn support_of(family: Family, links: &BTreeMap<String, Link>) -> Support {
+    let module = family.tunnel_module();
+    if links.contains_key(family.tunnel()) {
+        Support::Present
+    } else if loaded(module).is_none() && fallback_devices_everywhere() && modprobe_finds(module) {
+        Support::Loadable
     } else {
-        Ipip::Absent
+        Support::Absent
     }
 }
 
-/// `net.core.fb_tunnels_only_for_init_net`: 0 unless somebody changed it; otherwise `tunl0` may not appear here.
+/// `net.core.fb_tunnels_only_for_init_net`: 0 unless somebody changed it; otherwise no fallback device may
+/// appear here.
 fn fallback_devices_everywhere() -> bool {
     fs::read_to_string("/proc/sys/net/core/fb_tunnels_only_for_init_net").map_or(true, |value| value.trim() == "0")
 }
 
-fn is_loaded(name: &str) -> bool {
+/// How many users a loaded module has (other modules, mostly); `None`: it is not loaded.
+fn loaded(name: &str) -> Option<u32> {
     let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
-    modules.lines().any(|line| line.split_whitespace().next() == Some(name))
+    // proc_modules(5): name, size, users.
+    let mut fields = modules.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    fields.find_map(|fields| match fields[..] {
+        [found, _, users, ..] if found == name => Some(users.parse().unwrap_or(0)),
+        _ => None,
+    })
 }
 
 fn modprobe_finds(name: &str) -> bool {
@@ -61,10 +73,13 @@ pub fn load(name: &str) -> Result<(), Error> {
 /// # Errors
 /// It seems unused, and `modprobe` failed.
 pub fn unload(name: &str) -> Result<Undone, Error> {
-    if !is_loaded(name) {
-        return Ok(Undone::Already);
+    match loaded(name) {
+        None => return Ok(Undone::Already),
+        Some(0) => {}
+        Some(_) => return Ok(Undone::Left("stays loaded: other modules use it".to_owned())),
     }
-    if let Some(user) = super::namespaces::tunnel_user() {
+    let family = Family::ALL.into_iter().find(|family| family.tunnel_module() == name);
+    if let Some(user) = family.and_then(super::namespaces::tunnel_user) {
         return Ok(Undone::Left(format!("stays loaded: {user}")));
     }
     let unloaded = modprobe(&["--remove", name]);

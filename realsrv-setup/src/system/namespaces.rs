@@ -11,12 +11,12 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 
 use super::{Error, netlink::Netlink};
-use crate::journal::Namespace;
+use crate::{family::Family, journal::Namespace};
 
-/// Who uses the tunnel, or why that cannot be known; `None`: nobody.
+/// Who uses the tunnel of a family, or why that cannot be known; `None`: nobody.
 #[must_use]
-pub(super) fn tunnel_user() -> Option<String> {
-    all().into_values().find_map(|path| match in_use(path.clone()) {
+pub(super) fn tunnel_user(family: Family) -> Option<String> {
+    all().into_values().find_map(|path| match in_use(family, path.clone()) {
         Ok(false) => None,
         Ok(true) => Some(format!("the network namespace {} has a tunnel", path.display())),
         Err(error) => Some(format!("cannot look into the network namespace {}: {error}", path.display())),
@@ -48,7 +48,7 @@ fn all() -> BTreeMap<u64, PathBuf> {
 }
 
 /// In a thread of its own, which ends there: this one stays in its namespace.
-fn in_use(path: PathBuf) -> Result<bool, Error> {
+fn in_use(family: Family, path: PathBuf) -> Result<bool, Error> {
     let look = move || {
         let operation = format!("entering {}", path.display());
         let namespace = match File::open(&path) {
@@ -60,7 +60,7 @@ fn in_use(path: PathBuf) -> Result<bool, Error> {
         setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| Error::io(operation)(errno.into()))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(Error::io("starting the runtime"))?;
-        runtime.block_on(async { Netlink::open()?.has_tunnel_in_use().await })
+        runtime.block_on(async { Netlink::open()?.has_tunnel_in_use(family).await })
     };
     match thread::spawn(look).join() {
         Ok(result) => result,

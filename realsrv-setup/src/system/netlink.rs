@@ -1,21 +1,24 @@
 //! Links, addresses, qdiscs and filters, over rtnetlink.
 
 use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
 };
 
 use futures::TryStreamExt as _;
 use netlink_packet_route::{
-    AddressFamily,
-    address::{AddressAttribute, AddressMessage, AddressScope},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
     tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption},
 };
 use rtnetlink::{Handle, LinkUnspec};
 
 use super::Error;
-use crate::observed::{Address, Hook, HookQdisc, Layer, Link, Slot};
+use crate::{
+    family::Family,
+    observed::{Address, Hook, HookQdisc, Layer, Link, Slot},
+};
 
 /// A filter at a clsact hook.
 #[derive(Debug, Clone)]
@@ -63,19 +66,23 @@ impl Netlink {
         Ok(links.collect())
     }
 
-    /// Whether an `ipip` device other than an idle fallback is here.
+    /// Whether a tunnel of this family other than an idle fallback is here.
     ///
     /// # Errors
     /// The kernel did not answer.
-    pub async fn has_tunnel_in_use(&self) -> Result<bool, Error> {
+    pub async fn has_tunnel_in_use(&self, family: Family) -> Result<bool, Error> {
+        let kind = match family {
+            Family::Ipv4 => InfoKind::IpIp,
+            Family::Ipv6 => InfoKind::Ip6Tnl,
+        };
         let messages = self.link_messages().await?;
         Ok(messages.iter().any(|message| {
-            let ipip = message.attributes.iter().any(|attribute| match attribute {
-                LinkAttribute::LinkInfo(info) => info.contains(&LinkInfo::Kind(InfoKind::IpIp)),
+            let tunnel = message.attributes.iter().any(|attribute| match attribute {
+                LinkAttribute::LinkInfo(info) => info.contains(&LinkInfo::Kind(kind.clone())),
                 _ => false,
             });
-            let fallback = message.attributes.contains(&LinkAttribute::IfName(crate::plan::TUNNEL.to_owned()));
-            ipip && (!fallback || message.header.flags.contains(LinkFlags::Up))
+            let fallback = message.attributes.contains(&LinkAttribute::IfName(family.tunnel().to_owned()));
+            tunnel && (!fallback || message.header.flags.contains(LinkFlags::Up))
         }))
     }
 
@@ -111,7 +118,7 @@ impl Netlink {
         Ok(filters)
     }
 
-    /// Every IPv4 address.
+    /// Every address.
     ///
     /// # Errors
     /// The kernel did not answer.
@@ -126,35 +133,57 @@ impl Netlink {
         self.0.address().get().execute().try_collect().await.map_err(failed("listing addresses"))
     }
 
-    /// Adds `address`/32, scope host.
+    /// What devices answer neighbour solicitations for although it is not theirs.
+    ///
+    /// # Errors
+    /// The kernel did not answer.
+    pub async fn proxied(&self, links: &BTreeMap<String, Link>) -> Result<BTreeSet<(IpAddr, String)>, Error> {
+        let all: Vec<_> = { self.0.neighbours().get().proxies().execute().try_collect().await }
+            .map_err(failed("listing proxy neighbours"))?;
+        Ok(all.iter().filter_map(|message| proxied(message, links)).collect())
+    }
+
+    /// Adds `address`/32 of scope host, or `address`/128 that is deprecated and needs no duplicate address detection: never
+    /// chosen as a source. IPv6 addresses have the scope that they are of.
     ///
     /// # Errors
     /// No such device, or the kernel refuses.
-    pub async fn add_address(&self, device: &str, address: Ipv4Addr) -> Result<(), Error> {
+    pub async fn add_address(&self, device: &str, address: IpAddr) -> Result<(), Error> {
         let index = self.index(device).await?;
-        let mut request = self.0.address().add(index, address.into(), 32);
+        let length = Family::of(address).bits();
+        let mut request = self.0.address().add(index, address, length);
         let message = request.message_mut();
-        message.header.scope = AddressScope::Host;
-        // A broadcast address means nothing to a /32; `ip addr add` sends none either.
-        message.attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
-        request.execute().await.map_err(failed(format!("adding {address}/32 to {device}")))
+        match Family::of(address) {
+            Family::Ipv4 => {
+                message.header.scope = AddressScope::Host;
+                // A broadcast address means nothing to a /32; `ip addr add` sends none either.
+                message.attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
+            }
+            Family::Ipv6 => {
+                const FOREVER: u32 = u32::MAX;
+                message.header.flags |= AddressHeaderFlags::Nodad;
+                let mut times = CacheInfo::default();
+                (times.ifa_preferred, times.ifa_valid) = (0, FOREVER);
+                message.attributes.push(AddressAttribute::CacheInfo(times));
+            }
+        }
+        request.execute().await.map_err(failed(format!("adding {address}/{length} to {device}")))
     }
 
-    /// Removes `address`/32; `false` if it is not there.
+    /// Removes `address` if it is there with the whole length; `false` if not.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub async fn remove_address(&self, device: &str, address: Ipv4Addr) -> Result<bool, Error> {
+    pub async fn remove_address(&self, device: &str, address: IpAddr) -> Result<bool, Error> {
         let Some(index) = self.links().await?.get(device).map(|link| link.index) else { return Ok(false) };
         let names = BTreeMap::from([(index, device.to_owned())]);
-        let wanted = Address { device: device.to_owned(), address, length: 32 };
-        let all = self.address_messages().await?;
-        let Some(message) = all.into_iter().find(|message| self::address(message, &names).as_ref() == Some(&wanted))
-        else {
-            return Ok(false);
+        let length = Family::of(address).bits();
+        let is_it = |message: &AddressMessage| {
+            self::address(message, &names).is_some_and(|found| (found.address, found.length) == (address, length))
         };
+        let Some(message) = self.address_messages().await?.into_iter().find(is_it) else { return Ok(false) };
         let removed = self.0.address().del(message).execute().await;
-        removed.map(|()| true).map_err(failed(format!("removing {address}/32 from {device}")))
+        removed.map(|()| true).map_err(failed(format!("removing {address}/{length} from {device}")))
     }
 
     /// Sets a device up or down.
@@ -213,16 +242,35 @@ fn link(message: &LinkMessage, hook: HookQdisc) -> Option<(String, Link)> {
 }
 
 fn address(message: &AddressMessage, names: &BTreeMap<u32, String>) -> Option<Address> {
-    if message.header.family != AddressFamily::Inet {
-        return None;
-    }
-    // IFA_LOCAL is the address itself; IFA_ADDRESS would be the peer's on a point-to-point link.
+    // IFA_LOCAL is the address itself; IFA_ADDRESS is the peer's on a point-to-point link, and the only one of most IPv6
+    // addresses.
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })?;
+    Some(Address {
+        device: names.get(&message.header.index)?.clone(),
+        address,
+        length: message.header.prefix_len,
+        host_scope: address.is_ipv4() && message.header.scope == AddressScope::Host,
+        // include/uapi/linux/if_addr.h: IFA_F_TEMPORARY is IFA_F_SECONDARY.
+        temporary: address.is_ipv6() && message.header.flags.contains(AddressHeaderFlags::Secondary),
+    })
+}
+
+fn proxied(message: &NeighbourMessage, links: &BTreeMap<String, Link>) -> Option<(IpAddr, String)> {
     let address = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
         _ => None,
     })?;
-    let device = names.get(&message.header.index)?.clone();
-    Some(Address { device, address, length: message.header.prefix_len })
+    let (device, _) = links.iter().find(|(_, link)| link.index == message.header.ifindex)?;
+    Some((address, device.clone()))
 }
 
 fn index(message: &TcMessage) -> Option<u32> {

@@ -4,10 +4,7 @@
 //! works before tcx (6.6). Each installation loads a fresh object with its maps filled and swaps it in: a packet meets the
 //! old configuration or the new one.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::{
     Ebpf,
@@ -19,11 +16,12 @@ use aya::{
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
 };
-use lb_ebpf::decap::{Counter, ROLE_HOST, ROLE_VIP};
+use lb_ebpf::decap::{Address, Counter, MssLimits, ROLE_HOST, ROLE_VIP};
 
 use super::{Error, netlink::HookFilter};
 use crate::{
     desired::Prefix,
+    family::Family,
     observed::{Config, Filter, Hook, Link, Program, Slot},
     plan::Programs,
 };
@@ -151,31 +149,24 @@ const fn attach_type(hook: Hook) -> TcAttachType {
     }
 }
 
-/// An address as the maps hold it: in network byte order, as it lies in a packet.
-fn key(address: Ipv4Addr) -> u32 {
-    u32::from_ne_bytes(address.octets())
-}
-
-fn from_key(key: u32) -> Ipv4Addr {
-    Ipv4Addr::from(key.to_ne_bytes())
-}
-
 /// Writes the configuration into the maps.
 fn fill(object: &mut Ebpf, config: &Config, links: &BTreeMap<String, Link>) -> Result<(), Error> {
-    let mut addresses: HashMap<_, u32, u32> = map(object, ADDRESSES)?;
+    let mut addresses: HashMap<_, Address, u32> = map(object, ADDRESSES)?;
     let roles = [(&config.hosts, ROLE_HOST), (&config.vips, ROLE_VIP)];
     for (address, role) in roles.iter().flat_map(|(set, role)| set.iter().map(move |address| (address, role))) {
-        addresses.insert(key(*address), role, 0).map_err(Error::bpf(format!("adding {address}")))?;
+        addresses.insert(Address::from(*address), role, 0).map_err(Error::bpf(format!("adding {address}")))?;
     }
-    let mut sources: LpmTrie<_, u32, u32> = map(object, SOURCES)?;
+    let mut sources: LpmTrie<_, Address, u32> = map(object, SOURCES)?;
     for prefix in &config.sources {
-        let prefix_key = Key::new(prefix.length().into(), key(prefix.address()));
-        sources.insert(&prefix_key, 1, 0).map_err(Error::bpf(format!("adding the source {prefix}")))?;
+        let key = Key::new(Address::FAMILY_BITS + u32::from(prefix.length()), prefix.address().into());
+        sources.insert(&key, 1, 0).map_err(Error::bpf(format!("adding the source {prefix}")))?;
     }
-    let mut mss: HashMap<_, u32, u16> = map(object, MSS)?;
-    for (device, octets) in &config.mss {
+    let mut mss: HashMap<_, u32, MssLimits> = map(object, MSS)?;
+    for (device, by_family) in &config.mss {
         let link = links.get(device).ok_or_else(|| Error::NoDevice(device.clone()))?;
-        mss.insert(link.index, *octets, 0).map_err(Error::bpf(format!("setting the MSS of {device}")))?;
+        let limit = |family| by_family.get(&family).copied().unwrap_or(0);
+        let limits = MssLimits { ipv4: limit(Family::Ipv4), ipv6: limit(Family::Ipv6) };
+        mss.insert(link.index, limits, 0).map_err(Error::bpf(format!("setting the MSS of {device}")))?;
     }
     Ok(())
 }
@@ -210,28 +201,35 @@ fn open(ids: &[u32]) -> Result<Maps, Error> {
 /// Reads the configuration back. A map that a program does not use is not in `maps` and reads as empty.
 fn read(maps: &Maps, links: &BTreeMap<String, Link>) -> Result<Config, Error> {
     let mut config = Config::default();
-    if let Some(addresses) = typed::<HashMap<_, u32, u32>>(maps, ADDRESSES)? {
+    if let Some(addresses) = typed::<HashMap<_, Address, u32>>(maps, ADDRESSES)? {
         for entry in &addresses {
             let (address, role) = entry.map_err(Error::bpf("reading ADDRESSES"))?;
             let set = if role == ROLE_VIP { &mut config.vips } else { &mut config.hosts };
-            set.insert(from_key(address));
+            set.extend(address.to_ip());
         }
     }
-    if let Some(sources) = typed::<LpmTrie<_, u32, u32>>(maps, SOURCES)? {
+    if let Some(sources) = typed::<LpmTrie<_, Address, u32>>(maps, SOURCES)? {
         for entry in &sources {
             let (key, _) = entry.map_err(Error::bpf("reading SOURCES"))?;
-            let length = u8::try_from(key.prefix_len()).ok();
-            config.sources.extend(length.and_then(|length| Prefix::new(from_key(key.data()), length)));
+            config.sources.extend(prefix(&key));
         }
     }
-    if let Some(mss) = typed::<HashMap<_, u32, u16>>(maps, MSS)? {
+    if let Some(mss) = typed::<HashMap<_, u32, MssLimits>>(maps, MSS)? {
         for entry in &mss {
-            let (index, octets) = entry.map_err(Error::bpf("reading MSS"))?;
+            let (index, limits) = entry.map_err(Error::bpf("reading MSS"))?;
+            let by_family = [(Family::Ipv4, limits.ipv4), (Family::Ipv6, limits.ipv6)];
+            let by_family = by_family.into_iter().filter(|(_, octets)| *octets > 0).collect();
             let device = links.iter().find(|(_, link)| link.index == index).map(|(name, _)| name.clone());
-            config.mss.extend(device.map(|device| (device, octets)));
+            config.mss.extend(device.map(|device| (device, by_family)));
         }
     }
     Ok(config)
+}
+
+/// As [`fill`] wrote it.
+fn prefix(key: &Key<Address>) -> Option<Prefix> {
+    let length = key.prefix_len().checked_sub(Address::FAMILY_BITS)?;
+    Prefix::new(key.data().to_ip()?, u8::try_from(length).ok()?)
 }
 
 fn typed<'a, T>(maps: &'a Maps, name: &str) -> Result<Option<T>, Error>

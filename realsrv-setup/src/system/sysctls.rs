@@ -5,16 +5,21 @@ use std::collections::BTreeMap;
 use sysctl::{Ctl, Sysctl as _, SysctlError};
 
 use super::Error;
-use crate::{plan::ICMP_RATELIMIT, run::Undone};
+use crate::{family::Family, run::Undone};
 
-/// All that a plan may ask for. The tunnel's own is there only with the tunnel.
-const OBSERVED: [&str; 6] = [
+/// All that a plan may ask for. A tunnel's own is there only with the tunnel.
+const OBSERVED: [&str; 11] = [
     "net.ipv4.conf.all.arp_ignore",
     "net.ipv4.conf.all.arp_announce",
-    ICMP_RATELIMIT,
+    Family::Ipv4.icmp_ratelimit(),
     "net.ipv4.ip_forward",
     "net.ipv4.conf.default.rp_filter",
     "net.ipv4.conf.tunl0.rp_filter",
+    Family::Ipv6.icmp_ratelimit(),
+    "net.ipv6.conf.all.forwarding",
+    "net.ipv6.conf.lo.disable_ipv6",
+    "net.ipv6.conf.default.disable_ipv6",
+    "net.ipv6.conf.ip6tnl0.disable_ipv6",
 ];
 
 /// Reads the settings that exist.
@@ -52,7 +57,8 @@ pub fn write(name: &str, value: &str) -> Result<(), Error> {
 /// Whether `now` is what `written` reads as. Ticks are at most 10 ms, and the kernel rounds up.
 fn reads_as(name: &str, written: &str, now: &str) -> bool {
     let rounded = || Some(now.parse::<i64>().ok()? - written.parse::<i64>().ok()?);
-    now == written || name == ICMP_RATELIMIT && rounded().is_some_and(|more| (0..10).contains(&more))
+    let in_ticks = Family::ALL.iter().any(|family| family.icmp_ratelimit() == name);
+    now == written || in_ticks && rounded().is_some_and(|more| (0..10).contains(&more))
 }
 
 /// Back to `from`, if it is still what we wrote.
@@ -74,8 +80,10 @@ mod tests {
 
     #[test]
     fn ratelimit_rounded_to_ticks_is_still_ours() {
-        assert!(reads_as(ICMP_RATELIMIT, "10", "12"));
-        assert!(!reads_as(ICMP_RATELIMIT, "10", "1000"));
+        for name in Family::ALL.map(Family::icmp_ratelimit) {
+            assert!(reads_as(name, "10", "12"));
+            assert!(!reads_as(name, "10", "1000"));
+        }
         assert!(!reads_as("net.ipv4.conf.all.arp_ignore", "1", "2"));
     }
 }

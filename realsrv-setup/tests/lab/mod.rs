@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     io::Read as _,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     process::{Command, Output},
     sync::atomic::{AtomicU32, Ordering},
@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etherparse::{IpNumber, Ipv4Header, PacketBuilder};
+use etherparse::{IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, PacketBuilderStep};
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -20,6 +20,12 @@ pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
 pub(crate) const REAL: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 2);
 pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(198, 19, 10, 1);
 pub(crate) const OTHER_VIP: Ipv4Addr = Ipv4Addr::new(198, 19, 10, 2);
+
+pub(crate) const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, 1, 0, 0, 0, 0, 1);
+pub(crate) const REAL6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, 1, 0, 0, 0, 0, 2);
+pub(crate) const LINK_LOCAL_REAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+pub(crate) const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x19, 0x10, 0, 0, 0, 0, 1);
+pub(crate) const OTHER_VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x19, 0x10, 0, 0, 0, 0, 2);
 
 /// Long enough for a loaded machine; only what must not happen waits less.
 const BOUND: Duration = Duration::from_secs(5);
@@ -41,13 +47,22 @@ impl Lab {
         let Self { client, real, .. } = &lab;
         for namespace in [client, real] {
             sh(&format!("ip netns add {namespace}"));
-            // No IPv6: its addresses come and go by themselves, and the snapshots would differ.
-            run(namespace, "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
+            // Nothing of IPv6 that comes and goes by itself: the snapshots would differ.
+            run(
+                namespace,
+                "cd /proc/sys/net/ipv6/conf/default; \
+                 for off in accept_dad accept_ra autoconf router_solicitations; do echo 0 > $off; done; \
+                 echo 1 > addr_gen_mode",
+            );
             run(namespace, "ip link set lo up");
         }
         sh(&format!("ip link add veth0 netns {client} type veth peer name eth0 netns {real}"));
-        lab.in_client(&format!("ip addr add {CLIENT}/24 dev veth0 && ip link set veth0 up"));
-        lab.in_real(&format!("ip addr add {REAL}/24 dev eth0 && ip link set eth0 up && ethtool -K eth0 tx off"));
+        lab.in_client(&format!("ip addr add {CLIENT}/24 dev veth0; ip addr add {CLIENT6}/64 dev veth0 nodad"));
+        lab.in_client("ip addr add fe80::1/64 dev veth0 nodad");
+        lab.in_client("ip link set veth0 up");
+        lab.in_real(&format!("ip addr add {REAL}/24 dev eth0; ip addr add {REAL6}/64 dev eth0 nodad"));
+        lab.in_real(&format!("ip addr add {LINK_LOCAL_REAL}/64 dev eth0 nodad"));
+        lab.in_real("ip link set eth0 up; ethtool -K eth0 tx off");
         // The kernel tells of the carrier a moment later, and a snapshot would differ.
         lab.in_real("for i in $(seq 50); do ip link show eth0 | grep -q 'state UP' && exit; sleep 0.1; done; exit 1");
         lab
@@ -105,9 +120,9 @@ impl Lab {
     /// Everything of the real's network that `remove` must restore.
     pub(crate) fn snapshot(&self) -> BTreeSet<String> {
         let text = self.in_real(
-            "ip -j addr; ip -j link; ip rule; ip route show table all; tc qdisc; \
+            "ip -j addr; ip -j link; for family in -4 -6; do ip $family rule; ip $family route show table all; done; tc qdisc; \
              for dev in $(ip -j link | grep -o '\"ifname\":\"[^\"]*' | cut -d'\"' -f4); do tc filter show dev $dev ingress; tc filter show dev $dev egress; done; \
-             grep -r . /proc/sys/net/ipv4 2>/dev/null || true",
+             grep -r . /proc/sys/net/ipv4 /proc/sys/net/ipv6 2>/dev/null || true",
         );
         text.lines().map(str::to_owned).collect()
     }
@@ -150,22 +165,69 @@ impl Lab {
         bound: Duration,
     ) -> Option<Vec<u8>> {
         within(&self.client, move || {
-            let mut receiver = Socket::new(Domain::IPV4, Type::RAW, Some(protocol)).unwrap();
-            // IPPROTO_RAW: the packet brings its own header.
-            let sender = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).unwrap();
-            sender.send_to(&packet, &SockAddr::from(SocketAddrV4::new(REAL, 0))).unwrap();
-            let end = Instant::now() + bound;
-            let mut buffer = [0; 2048];
-            while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-                receiver.set_read_timeout(Some(left)).unwrap();
-                match receiver.read(&mut buffer) {
-                    Ok(length) if wanted(&buffer[..length]) => return Some(buffer[..length].to_vec()),
-                    _ => {}
-                }
-            }
-            None
+            let receiver = Socket::new(Domain::IPV4, Type::RAW, Some(protocol)).unwrap();
+            send(&packet);
+            receive(receiver, wanted, bound)
         })
     }
+
+    /// Sends a packet from the client; the first IPv6 packet for which `wanted` is true.
+    pub(crate) fn exchange6(
+        &self,
+        packet: Vec<u8>,
+        wanted: impl Fn(&[u8]) -> bool + Send + 'static,
+    ) -> Option<Vec<u8>> {
+        self.exchange6_within(packet, wanted, BOUND)
+    }
+
+    /// Sends a packet from the client; no IPv6 packet for which `wanted` is true may come back.
+    #[track_caller]
+    pub(crate) fn no_answer6(&self, packet: Vec<u8>, wanted: impl Fn(&[u8]) -> bool + Send + 'static) {
+        assert_eq!(self.exchange6_within(packet, wanted, SILENCE), None);
+    }
+
+    fn exchange6_within(
+        &self,
+        packet: Vec<u8>,
+        wanted: impl Fn(&[u8]) -> bool + Send + 'static,
+        bound: Duration,
+    ) -> Option<Vec<u8>> {
+        within(&self.client, move || {
+            // A raw IPv6 socket would keep the header to itself.
+            let receiver = packet_socket(libc::ETH_P_IPV6);
+            send(&packet);
+            receive(receiver, wanted, bound)
+        })
+    }
+}
+
+/// What arrives in this namespace of one EtherType, from the network header on.
+pub(crate) fn packet_socket(ethertype: libc::c_int) -> Socket {
+    let protocol = u16::try_from(ethertype).unwrap().to_be();
+    Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(i32::from(protocol)))).unwrap()
+}
+
+/// To the real, as it is: the packet brings its own header (`IPPROTO_RAW`).
+fn send(packet: &[u8]) {
+    let (domain, real) = match packet[0] >> 4 {
+        4 => (Domain::IPV4, SocketAddr::new(REAL.into(), 0)),
+        _ => (Domain::IPV6, SocketAddr::new(REAL6.into(), 0)),
+    };
+    let sender = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).unwrap();
+    sender.send_to(packet, &SockAddr::from(real)).unwrap();
+}
+
+fn receive(mut receiver: Socket, wanted: impl Fn(&[u8]) -> bool, bound: Duration) -> Option<Vec<u8>> {
+    let end = Instant::now() + bound;
+    let mut buffer = [0; 2048];
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        receiver.set_read_timeout(Some(left)).unwrap();
+        match receiver.read(&mut buffer) {
+            Ok(length) if wanted(&buffer[..length]) => return Some(buffer[..length].to_vec()),
+            _ => {}
+        }
+    }
+    None
 }
 
 impl Drop for Lab {
@@ -243,11 +305,62 @@ pub(crate) fn unreachable(code: u8) -> impl Fn(&[u8]) -> bool + Send + 'static {
     }
 }
 
-/// A SYN from the client with an MSS option of `mss` after `padding` NOPs.
+/// A SYN from the client with an MSS option of `mss`.
 pub(crate) fn syn(destination: Ipv4Addr, port: u16, mss: u16) -> Vec<u8> {
+    syn_in(PacketBuilder::ipv4(CLIENT.octets(), destination.octets(), 64), port, mss)
+}
+
+/// The same over IPv6.
+pub(crate) fn syn6(destination: Ipv6Addr, port: u16, mss: u16) -> Vec<u8> {
+    syn_in(PacketBuilder::ipv6(CLIENT6.octets(), destination.octets(), 64), port, mss)
+}
+
+fn syn_in(builder: PacketBuilderStep<etherparse::IpHeaders>, port: u16, mss: u16) -> Vec<u8> {
     let mut packet = Vec::new();
-    let builder = PacketBuilder::ipv4(CLIENT.octets(), destination.octets(), 64).tcp(40_000, port, 1, 64_000).syn();
+    let builder = builder.tcp(40_000, port, 1, 64_000).syn();
     let builder = builder.options(&[etherparse::TcpOptionElement::MaximumSegmentSize(mss)]).unwrap();
     builder.write(&mut packet, &[]).unwrap();
     packet
+}
+
+/// Puts an outer IPv6 header to the real around a packet of either family, or around anything of protocol `next`.
+pub(crate) fn in_ipv6(next: IpNumber, payload: &[u8]) -> Vec<u8> {
+    to_ipv6(REAL6, next, payload)
+}
+
+/// The same, to any destination.
+pub(crate) fn to_ipv6(destination: Ipv6Addr, next: IpNumber, payload: &[u8]) -> Vec<u8> {
+    let outer = Ipv6Header {
+        payload_length: payload.len().try_into().unwrap(),
+        next_header: next,
+        hop_limit: 64,
+        source: CLIENT6.octets(),
+        destination: destination.octets(),
+        ..Ipv6Header::default()
+    };
+    let mut packet = outer.to_bytes().to_vec();
+    packet.extend_from_slice(payload);
+    packet
+}
+
+/// An ICMPv6 echo request from the client.
+pub(crate) fn echo6(destination: Ipv6Addr) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ipv6(CLIENT6.octets(), destination.octets(), 64).icmpv6_echo_request(7, 1);
+    builder.write(&mut packet, b"realsrv").unwrap();
+    packet
+}
+
+/// An answer to [`echo6`] from `source`.
+pub(crate) fn echo_reply6_from(source: Ipv6Addr) -> impl Fn(&[u8]) -> bool + Send + 'static {
+    const ECHO_REPLY: u8 = 129;
+    move |packet| {
+        let Ok((ip, icmp)) = Ipv6Header::from_slice(packet) else { return false };
+        ip.source == source.octets() && icmp.first() == Some(&ECHO_REPLY) && icmp.ends_with(b"realsrv")
+    }
+}
+
+/// The ICMPv6 error for a protocol that nobody takes: parameter problem, unrecognized next header (RFC 4443 section 3.4).
+pub(crate) fn unrecognized_next_header(packet: &[u8]) -> bool {
+    Ipv6Header::from_slice(packet).is_ok_and(|(_, icmp)| icmp.starts_with(&[4, 1]))
 }
