@@ -27,7 +27,7 @@ use self::{
 
 /// Modules that a real or a load balancer may ask for; what they depend on comes along.
 const MODULES: [&str; 10] =
-    ["ipip", "ip6_tunnel", "veth", "dummy", "cls_bpf", "act_bpf", "sch_ingress", "sch_netem", "ip_vs", "nf_tables"];
+    ["ipip", "ip6_tunnel", "veth", "dummy", "cls_bpf", "act_bpf", "sch_ingress", "sch_netem", "ip_vs_rr", "nf_tables"];
 
 /// Programs of the host that every guest has, in the directory where the kernel and people expect them. Busybox is
 /// Debian's `busybox-static`; its own shell would prefer its applets to iproute2's `ip`.
