@@ -56,7 +56,7 @@ struct Wanted {
     /// VIPs to serve, added to those of earlier runs
     #[arg(long, value_name = "ADDRESS", num_args = 1.., value_delimiter = ',')]
     vip: Vec<Vip>,
-    /// Who removes the outer header: auto (the kernel where it has the tunnels), ipip (ip6_tunnel for IPv6 VIPs) or ebpf
+    /// Who removes the outer header: auto (the kernel where it has the tunnels), ipip (`ip6_tunnel` for IPv6 VIPs) or ebpf
     #[arg(long, value_name = "HOW")]
     decap: Option<Decap>,
     /// Only these outer sources may tunnel, of either family: the load balancers

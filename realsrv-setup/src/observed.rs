@@ -166,7 +166,8 @@ impl Config {
     #[must_use]
     pub fn seen_by(&self, program: Program) -> Self {
         match program {
-            Program::Decap | Program::Guard => Self { mss: BTreeMap::new(), ..self.clone() },
+            Program::Decap => Self { mss: BTreeMap::new(), ..self.clone() },
+            Program::Guard => Self { sources: self.sources.clone(), ..Self::default() },
             Program::Clamp => Self { sources: BTreeSet::new(), ..self.clone() },
         }
     }

@@ -22,9 +22,10 @@ use lab::{
     packet_socket, syn, syn6, to_ipv6, unrecognized_next_header, within,
 };
 use realsrv_setup::{
-    observed::{Config, Program},
+    observed::{Config, Filter, Hook, Program, Slot},
     plan::Programs,
-    system::programs,
+    run::Host as _,
+    system::{System, programs},
 };
 use socket2::Protocol;
 
@@ -270,11 +271,14 @@ fn guard_drops_other_sources_and_passes_allowed_ones() {
             sources: [source.parse().unwrap()].into(),
             ..Config::default()
         };
-        let wanted = Programs { slots: [("eth0".to_owned(), Program::Guard)].into(), config };
+        let wanted = Programs { slots: [("eth0".to_owned(), Program::Guard)].into(), config: config.clone() };
         within(&lab.real, move || {
             aya::programs::tc::qdisc_add_clsact("eth0").unwrap();
             programs::install(&wanted, &BTreeMap::new(), &BTreeMap::new()).unwrap();
         });
+        let noticed = within(&lab.real, || System::new().unwrap().observe().unwrap().filters);
+        let slot = Slot { device: "eth0".to_owned(), hook: Hook::Ingress };
+        assert_eq!(noticed[&slot], Filter::Ours { program: Program::Guard, config: config.seen_by(Program::Guard) });
         let packet = in_ipv6(IPV6, &echo6(VIP6));
         if passes {
             assert!(lab.exchange6(packet, unrecognized_next_header).is_some(), "{source}");

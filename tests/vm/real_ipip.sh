@@ -59,7 +59,7 @@ ip -n lb link set lb0 up
 snapshot >/tmp/before
 
 step apply
-expect 0 provision apply --vip $vip --decap ipip
+expect 0 provision apply --vip $vip --decap ipip --lb-source $lb
 lsmod | grep '^ipip ' || fail "apply did not load ipip"
 ip -o addr show dev lo | grep -F "$vip/32" || fail "apply did not add the VIP"
 expect 0 provision check --vip $vip --decap ipip
