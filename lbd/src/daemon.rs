@@ -180,6 +180,11 @@ impl Daemon {
                         tracing::error!(%real, "every index of the map of reals is taken: this real gets no traffic");
                     }
                 }
+                Op::OtherRingSize(vip, slots, wanted) => tracing::warn!(
+                    %vip, slots, wanted,
+                    "this VIP's ring has another size than a node would choose that starts afresh: their answers differ; \
+                     name `ring_slots` for it on every node"
+                ),
                 Op::Attach => {
                     let interfaces = self.core.config().node().interfaces().to_vec();
                     tracing::info!(?interfaces, mode = ?self.options.mode, "attaching");

@@ -7,7 +7,12 @@
 
 use lb_ebpf::ring::{MAX_RING_ORDER, RING_SLOTS, RealId};
 use siphasher::sip128::{Hasher128, SipHasher24};
-use std::{hash::Hasher, net::IpAddr};
+use std::{
+    collections::VecDeque,
+    hash::Hasher,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// A real that may own slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +35,52 @@ pub fn order_for(weights: impl Iterator<Item = u16> + Clone) -> u8 {
     let lightest = weights.filter(|&weight| weight > 0).min().map_or(1, u32::from);
     let wanted = (u64::from(total) * u64::from(SLOTS_A_REAL)).div_ceil(u64::from(lightest));
     (0..MAX_RING_ORDER).find(|&order| (RING_SLOTS as u64) << order >= wanted).unwrap_or(MAX_RING_ORDER)
+}
+
+/// Rings that are remembered: those over all reals and over those that are up, before and after a change, of two pools.
+const REMEMBERED: usize = 8;
+
+/// Builds rings with one seed. It remembers the last few, since VIPs with the same reals ask for the same ones, one after
+/// another; its clones share what they remember.
+#[derive(Clone, Debug)]
+pub struct Maglev {
+    seed: [u8; 16],
+    recent: Arc<Mutex<VecDeque<Built>>>,
+}
+
+#[derive(Debug)]
+struct Built {
+    candidates: Vec<Candidate>,
+    order: u8,
+    owners: Arc<[RealId]>,
+}
+
+impl Maglev {
+    /// With this seed, and nothing remembered.
+    #[must_use]
+    pub fn new(seed: [u8; 16]) -> Self {
+        Self { seed, recent: Arc::default() }
+    }
+
+    /// The seed.
+    #[must_use]
+    pub fn seed(&self) -> [u8; 16] {
+        self.seed
+    }
+
+    /// As [`build`].
+    #[must_use]
+    pub fn build(&self, candidates: &[Candidate], order: u8) -> Arc<[RealId]> {
+        // Whoever panicked while it held the lock left a queue all the same.
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(built) = recent.iter().find(|built| built.order == order && built.candidates == candidates) {
+            return Arc::clone(&built.owners);
+        }
+        let owners: Arc<[RealId]> = build(candidates, self.seed, order).into();
+        recent.truncate(REMEMBERED - 1);
+        recent.push_front(Built { candidates: candidates.to_vec(), order, owners: Arc::clone(&owners) });
+        owners
+    }
 }
 
 /// The owner of every slot of a ring of this order; all 0 ("no real") if no candidate has weight.
@@ -139,6 +190,23 @@ mod tests {
     fn build_with_another_seed_gives_another_ring() {
         let reals = candidates(&[1; 3]);
         assert_ne!(build(&reals, SEED, 0), build(&reals, [7; 16], 0));
+    }
+
+    #[test]
+    fn build_remembered_is_the_same_and_only_the_last_few_are() {
+        let maglev = Maglev::new(SEED);
+        let first = maglev.build(&candidates(&[1; 3]), 0);
+        assert!(Arc::ptr_eq(&first, &maglev.clone().build(&candidates(&[1; 3]), 0)));
+        for (weights, order) in [(&[1; 4][..], 0), (&[1, 2, 3], 0), (&[1; 3], 1)] {
+            let ring = maglev.build(&candidates(weights), order);
+            assert_eq!(ring[..], build(&candidates(weights), SEED, order), "{weights:?}, {order}");
+        }
+        for weight in 2..20 {
+            assert_eq!(maglev.build(&candidates(&[1, weight]), 0)[..], build(&candidates(&[1, weight]), SEED, 0));
+        }
+        assert_eq!(maglev.recent.lock().unwrap().len(), REMEMBERED);
+        let again = maglev.build(&candidates(&[1; 3]), 0);
+        assert!(again == first && !Arc::ptr_eq(&again, &first));
     }
 
     #[test]

@@ -127,6 +127,9 @@ pub struct RingStatus {
     pub port: u16,
     /// Slots.
     pub size: u32,
+    /// Slots that it would have if it were created now. If that is another number, nodes that start afresh answer
+    /// otherwise.
+    pub size_wanted: u32,
     /// A hash of the slots, hexadecimal.
     pub digest: String,
     /// What each real has of it.
@@ -157,6 +160,8 @@ pub struct VipRow {
     pub reals_total: u32,
     /// Slots of its ring.
     pub ring_size: u32,
+    /// Slots that it would have if it were created now; see [`RingStatus::size_wanted`].
+    pub ring_size_wanted: u32,
     /// A hash of the ring's slots, hexadecimal.
     pub digest: String,
     /// Packets that came for it; `reasons` says what became of them.

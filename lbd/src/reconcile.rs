@@ -4,7 +4,7 @@
 use crate::{
     config::{Config, Node, Protocol, Vip, VipKey, VipMiss},
     ids::Ids,
-    maglev,
+    maglev::Maglev,
     nexthop::NextHop,
     path_mtu::{PathMtus, TooBig},
     ring::Ring,
@@ -62,6 +62,8 @@ pub enum Op {
     Resolve(Vec<IpAddr>),
     /// Say that there is no index left for these reals: they get no traffic.
     NoIndex(Vec<IpAddr>),
+    /// Say that this VIP's ring has another number of slots (the first) than it would have if it were created now.
+    OtherRingSize(VipKey, usize, usize),
     /// Packets may come: the first round of checks is over.
     Attach,
     /// When packets meet all of the above, sweep the table of tracked flows. So many seconds may a flow be silent.
@@ -94,6 +96,7 @@ pub struct Inheritance {
 #[derive(Clone, Debug)]
 pub struct Core {
     config: Config,
+    maglev: Maglev,
     services: BTreeMap<VipKey, Service>,
     reals: Ids<IpAddr>,
     hops: BTreeMap<IpAddr, NextHop>,
@@ -127,6 +130,8 @@ impl Core {
         let holders = inheritance.reals.iter().filter_map(address).collect();
         let mut core = Self {
             config: config.clone(),
+            // The seed cannot change on reload.
+            maglev: Maglev::new(config.node().seed()),
             services: BTreeMap::new(),
             adopted: !inheritance.reals.is_empty(),
             reals: Ids::new(1..=last_real, holders),
@@ -178,14 +183,15 @@ impl Core {
         self.vips.retain(|key| config.vip(key).is_some());
         let checks = checks(&config);
         // The prober begins a check that was left out for a while from scratch.
-        self.verdicts.retain(|key, _| checks.iter().any(|check| check.key == *key));
+        let keys: BTreeSet<_> = checks.iter().map(|check| &check.key).collect();
+        self.verdicts.retain(|key, _| keys.contains(key));
         let orphans = self.orphans();
         let real = |vip: &Vip| vip.reals().iter().map(|real| real.address).collect::<Vec<_>>();
         let reals: BTreeSet<_> = config.vips().iter().flat_map(real).collect();
         let left_out: Vec<_> = reals.into_iter().filter(|real| self.reals.take(real).is_none()).collect();
         let mut rings = Vec::new();
         for vip in config.vips() {
-            rings.extend(self.configure_vip(vip, &config, &orphans, now));
+            rings.extend(self.configure_vip(vip, &orphans, now));
         }
         self.config = config;
         let mut ops = self.write_reals();
@@ -193,27 +199,32 @@ impl Core {
         if !left_out.is_empty() {
             ops.push(Op::NoIndex(left_out));
         }
+        ops.extend(self.other_ring_sizes());
         ops.push(Op::Checks(checks));
         ops.push(self.resolve());
         ops
     }
 
+    fn other_ring_sizes(&self) -> impl Iterator<Item = Op> {
+        let sizes = self.services.values().map(|s| (s.config.key(), s.ring.size(), s.ring_size_wanted()));
+        sizes.filter(|(_, size, wanted)| size != wanted).map(|(vip, size, wanted)| Op::OtherRingSize(vip, size, wanted))
+    }
+
     /// A real without an index is left out. There are as many indexes of VIPs as a configuration may have VIPs.
-    fn configure_vip(
-        &mut self,
-        vip: &Vip,
-        config: &Config,
-        orphans: &BTreeMap<IpAddr, Serves>,
-        now: Instant,
-    ) -> Vec<Op> {
+    fn configure_vip(&mut self, vip: &Vip, orphans: &BTreeMap<IpAddr, Serves>, now: Instant) -> Vec<Op> {
         let Some(index) = self.vips.take(&vip.key()) else { return Vec::new() };
         let keep_last = vip.on_all_down() == crate::config::OnAllDown::Keep;
         let service = self.services.entry(vip.key()).or_insert_with(|| {
-            let (seed, flow_idle) = (config.node().seed(), vip.flow_idle());
-            let order = maglev::order_for(vip.reals().iter().map(|real| real.weight));
+            let flow_idle = vip.flow_idle();
             let ring = match self.inherited_rings.get(&index) {
-                Some(parts) => Ring::adopt(seed, flow_idle, keep_last, parts, now),
-                None => Ring::new(seed, order, flow_idle, keep_last, self.adopted || self.phase == Phase::Running),
+                Some(parts) => Ring::adopt(&self.maglev, flow_idle, keep_last, parts, now),
+                None => Ring::new(
+                    &self.maglev,
+                    vip.ring_order(),
+                    flow_idle,
+                    keep_last,
+                    self.adopted || self.phase == Phase::Running,
+                ),
             };
             Service::new(vip.clone(), index, ring, now + first_verdict_within(vip))
         });
@@ -237,7 +248,8 @@ impl Core {
                 continue;
             }
             self.verdicts.insert(key.clone(), state);
-            if service.verdict(key.real, state) && service.refresh(now) {
+            // In a first round the ring is built once, when it is over.
+            if service.verdict(key.real, state) && service.is_published() && service.refresh(now) {
                 rings.extend(swap_ring(service));
             }
         }
@@ -278,19 +290,22 @@ impl Core {
         if self.phase == Phase::Starting || self.sweeping.is_some() {
             return None;
         }
-        let leaving = self.leaving();
-        if leaving.is_empty() && !self.services.values().any(|s| s.ring.is_looked_up()) {
+        if self.next_sweep.is_some_and(|at| now < at) {
+            return None;
+        }
+        if !self.is_to_be_swept() {
             self.next_sweep = None;
             return None;
         }
         let idle = || self.services.values().map(|s| s.config.flow_idle());
         let period = idle().min().map_or(SWEEP_AT_LEAST_EVERY, |idle| (idle / 4).min(SWEEP_AT_LEAST_EVERY));
-        if now < *self.next_sweep.get_or_insert(now + period) {
+        if self.next_sweep.is_none() {
+            self.next_sweep = Some(now + period);
             return None;
         }
         let longest_idle_s = idle().max().map_or(0, vip_table::seconds);
         self.next_sweep = Some(now + period);
-        self.sweeping = Some(leaving);
+        self.sweeping = Some(self.leaving());
         self.services.values_mut().for_each(|s| s.ring.begin_sweep());
         Some(Op::Sweep(longest_idle_s))
     }
@@ -325,13 +340,28 @@ impl Core {
         ops
     }
 
+    /// Whether flows of any slot are looked up, or a removed real has its index still.
+    fn is_to_be_swept(&self) -> bool {
+        self.services.values().any(|s| s.ring.is_looked_up()) || !self.unconfigured().is_empty()
+    }
+
+    fn unconfigured(&self) -> BTreeSet<RealId> {
+        let unconfigured = |(real, _): &(&IpAddr, RealId)| {
+            let mut standings = self.services.values().filter_map(|service| service.standing(**real));
+            !standings.any(|standing| standing.configured)
+        };
+        self.reals.iter().filter(unconfigured).map(|(_, id)| id).collect()
+    }
+
     /// The reals that no VIP has and no ring names: once no flow is remembered that goes to them, they are gone.
     fn leaving(&self) -> BTreeSet<RealId> {
-        let mut leaving: BTreeSet<_> = self.reals.iter().map(|(_, id)| id).collect();
-        for service in self.services.values() {
-            for id in service.configured().map(|(_, standing)| standing.id).chain(service.ring.named()) {
-                leaving.remove(&id);
+        let mut leaving = self.unconfigured();
+        if !leaving.is_empty() {
+            let mut named = vec![false; MAX_REALS];
+            for id in self.services.values().flat_map(|service| service.ring.named()) {
+                named.get_mut(usize::from(id)).into_iter().for_each(|named| *named = true);
             }
+            leaving.retain(|&id| named.get(usize::from(id)) == Some(&false));
         }
         leaving
     }

@@ -220,6 +220,30 @@ fn start_with_another_seed_takes_no_ring_over() {
     assert_eq!(shares(&core), [(false, 0.0)]);
 }
 
+/// What a VIP with these `ring_slots` is warned of: the slots that it has and those that it would have.
+fn warned(ops: &[Op]) -> Vec<(usize, usize)> {
+    let warned = |op: &Op| if let Op::OtherRingSize(_, slots, wanted) = op { Some((*slots, *wanted)) } else { None };
+    ops.iter().filter_map(warned).collect()
+}
+
+#[test]
+fn ring_of_another_size_than_a_new_one_is_told_at_start_and_reload() {
+    let config_of = |slots: &str| {
+        let vip = "[[vip]]\naddress = \"198.19.10.1\"\nprotocol = \"tcp\"\nport = 80\ncheck.kind = \"tcp\"";
+        let text = format!("[node]\ninterface = \"eth0\"\n{vip}\n{slots}\n[[vip.real]]\naddress = \"198.18.100.1\"");
+        Config::parse("lbd.toml", &text).unwrap()
+    };
+    let (plain, larger) = (config_of(""), config_of("ring_slots = 65536"));
+    let (core, ops) = Core::start(larger.clone(), Inheritance::default(), NOW());
+    assert_eq!((service(&core, None).ring.size(), warned(&ops)), (65_536, vec![]));
+    let mut dead = running(&plain, &[(1, UP)]);
+    assert_eq!(warned(&dead.core.apply(Event::Configured(plain.clone()), NOW())), []);
+    assert_eq!(warned(&dead.core.apply(Event::Configured(larger.clone()), NOW())), [(16_384, 65_536)]);
+    let (core, ops) = Core::start(larger, left_by(&dead), NOW());
+    assert_eq!(service(&core, None).ring.size(), 16_384, "its flows have their slots");
+    assert_eq!(warned(&ops), [(16_384, 65_536)]);
+}
+
 #[test]
 fn soft_down_serves_established_tcp_until_it_is_hard_down() {
     let Running { mut core, .. } = running(&config(&[(80, &[1, 2])], true), &[(1, UP), (2, UP)]);

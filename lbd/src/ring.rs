@@ -8,13 +8,14 @@
 //! | it is back | its slots are its own again | none: flows born meanwhile have entries |
 //! | admitted, removed, re-weighted | a new `all` | `prev` = the old `cur` on every slot that changed |
 
-use crate::maglev::{self, Candidate};
+use crate::maglev::{Candidate, Maglev};
 use lb_ebpf::ring::{MAX_RING_ORDER, RING_SLOTS, RealId, Ring as RingWords, Slot};
 use siphasher::sip::SipHasher24;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::Hasher,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -34,14 +35,16 @@ pub struct Member {
 /// The ring of one VIP.
 #[derive(Clone, Debug)]
 pub struct Ring {
-    seed: [u8; 16],
+    maglev: Maglev,
     order: u8,
     flow_idle: Duration,
     keep_last: bool,
     basis: Vec<Candidate>,
     takers: BTreeSet<RealId>,
-    all: Vec<RealId>,
+    all: Arc<[RealId]>,
     slots: Vec<Entry>,
+    /// Flows of some slot are looked up.
+    looked_up: bool,
     window_until: Option<Instant>,
     /// Packets met it before this daemon came.
     adopted: bool,
@@ -64,21 +67,22 @@ impl Entry {
 }
 
 impl Ring {
-    /// A ring of this order ([`maglev::order_for`]) without reals.
+    /// A ring of this order ([`crate::maglev::order_for`]) without reals.
     ///
     /// With `keep_last`, the last reals that took new flows go on doing so when none is left. With `lookup`,
     /// entries of flows may live on every slot.
     #[must_use]
-    pub fn new(seed: [u8; 16], order: u8, flow_idle: Duration, keep_last: bool, lookup: bool) -> Self {
+    pub fn new(maglev: &Maglev, order: u8, flow_idle: Duration, keep_last: bool, lookup: bool) -> Self {
         Self {
-            seed,
+            maglev: maglev.clone(),
             order,
             flow_idle,
             keep_last,
             basis: Vec::new(),
             takers: BTreeSet::new(),
-            all: vec![0; RING_SLOTS << order],
+            all: vec![0; RING_SLOTS << order].into(),
             slots: vec![Entry { lookup, ..Entry::default() }; RING_SLOTS << order],
+            looked_up: lookup,
             window_until: None,
             adopted: false,
         }
@@ -87,17 +91,23 @@ impl Ring {
     /// A ring that goes on where that of an earlier daemon stopped, with the same seed and order. When its window closes
     /// is not known, so it is as long again.
     #[must_use]
-    pub fn adopt(seed: [u8; 16], flow_idle: Duration, keep_last: bool, parts: &[Box<RingWords>], now: Instant) -> Self {
+    pub fn adopt(
+        maglev: &Maglev,
+        flow_idle: Duration,
+        keep_last: bool,
+        parts: &[Box<RingWords>],
+        now: Instant,
+    ) -> Self {
         let order = (0..MAX_RING_ORDER).find(|&order| 1 << order >= parts.len()).unwrap_or(MAX_RING_ORDER);
-        let mut ring = Self::new(seed, order, flow_idle, keep_last, true);
+        let mut ring = Self::new(maglev, order, flow_idle, keep_last, true);
         ring.adopted = true;
         let words = parts.iter().flat_map(|part| &part.slots);
-        for ((slot, all), word) in ring.slots.iter_mut().zip(&mut ring.all).zip(words) {
+        for (slot, word) in ring.slots.iter_mut().zip(words) {
             *slot = Entry { cur: word.cur(), prev: word.prev(), track: word.track(), lookup: true, rests: false };
-            // Which real the slot would have had with every real up is not known. Whatever it was, a window opens
-            // wherever the new answer is, or may become, another than the one in use.
-            *all = word.cur();
         }
+        // Which real a slot would have had with every real up is not known. Whatever it was, a window opens wherever the
+        // new answer is, or may become, another than the one in use.
+        ring.all = ring.slots.iter().map(|slot| slot.cur).collect();
         ring.window_until = ring.slots.iter().any(|slot| slot.prev != 0).then(|| now + flow_idle);
         ring
     }
@@ -107,14 +117,14 @@ impl Ring {
     pub fn recognise(&mut self, candidates: &[Candidate]) -> bool {
         let basis = by_address(candidates.iter().copied());
         let takers = self.current();
-        let all = maglev::build(&basis, self.seed, self.order);
+        let all = self.maglev.build(&basis, self.order);
         let up: Vec<_> = basis.iter().filter(|c| takers.contains(&c.id)).copied().collect();
-        let up = maglev::build(&up, self.seed, self.order);
+        let up = self.maglev.build(&up, self.order);
         let same = |(slot, (&all, &up)): (&Entry, (&RealId, &RealId))| {
             let taken = takers.contains(&all);
             slot.cur == if taken { all } else { up } && slot.track == (slot.prev != 0 || !taken)
         };
-        if takers.is_empty() || !self.slots.iter().zip(all.iter().zip(&up)).all(same) {
+        if takers.is_empty() || !self.slots.iter().zip(all.iter().zip(&*up)).all(same) {
             return false;
         }
         (self.basis, self.takers, self.all) = (basis, takers, all);
@@ -143,7 +153,7 @@ impl Ring {
         let taking: Vec<_> = members.iter().filter(|m| m.admitted && m.takes_new && m.candidate.weight > 0).collect();
         let old_all = (basis != self.basis).then(|| {
             self.basis = basis;
-            std::mem::replace(&mut self.all, maglev::build(&self.basis, self.seed, self.order))
+            std::mem::replace(&mut self.all, self.maglev.build(&self.basis, self.order))
         });
         if !taking.is_empty() || !self.keep_last {
             self.takers = taking.iter().map(|m| m.candidate.id).collect();
@@ -152,19 +162,20 @@ impl Ring {
             self.takers = self.basis.iter().map(|c| c.id).collect();
         }
         let takers: Vec<_> = self.basis.iter().filter(|c| self.takers.contains(&c.id)).copied().collect();
-        let up = if takers == self.basis { self.all.clone() } else { maglev::build(&takers, self.seed, self.order) };
+        let up = self.maglev.build(&takers, self.order);
         let serving: BTreeSet<_> = members.iter().filter(|m| m.serves).map(|m| m.candidate.id).collect();
 
+        let taken = Flags::of(&self.takers);
         let before = self.slots.clone();
         let mut opened = false;
-        for (at, (slot, (&all, &up))) in self.slots.iter_mut().zip(self.all.iter().zip(&up)).enumerate() {
+        for (at, (slot, (&all, &up))) in self.slots.iter_mut().zip(self.all.iter().zip(&*up)).enumerate() {
             let old = slot.cur;
-            slot.cur = if self.takers.contains(&all) { all } else { up };
+            slot.cur = if taken.has(all) { all } else { up };
             let moved = slot.cur != old;
             let opens = match &old_all {
                 Some(old_all) => !quiet && (moved || old_all.get(at) != Some(&all)),
                 // A real that takes new flows again finds those born meanwhile remembered.
-                None => moved && serving.contains(&old) && !self.takers.contains(&old),
+                None => moved && serving.contains(&old) && !taken.has(old),
             };
             if opens && old != 0 {
                 // The older `prev` stays: flows born since are tracked, those from before are its own.
@@ -207,10 +218,12 @@ impl Ring {
 
     /// Sets `TRACK` where the answer may still change back or a window is open, and `LOOKUP` with it.
     fn mark(&mut self) {
-        for (slot, all) in self.slots.iter_mut().zip(&self.all) {
-            slot.track = slot.prev != 0 || (*all != 0 && !self.takers.contains(all));
+        let taken = Flags::of(&self.takers);
+        for (slot, &all) in self.slots.iter_mut().zip(&*self.all) {
+            slot.track = slot.prev != 0 || (all != 0 && !taken.has(all));
             slot.lookup |= slot.track;
             slot.rests &= !slot.track;
+            self.looked_up |= slot.lookup;
         }
     }
 
@@ -225,11 +238,13 @@ impl Ring {
     /// any time meanwhile have no entries and get none: their `LOOKUP` ends. True if there were any.
     pub fn end_sweep(&mut self, named: impl Fn(usize) -> bool) -> bool {
         let mut changed = false;
+        self.looked_up = false;
         for (at, slot) in self.slots.iter_mut().enumerate() {
             let ends = slot.rests && slot.lookup && !named(at);
             slot.lookup &= !ends;
             slot.rests = false;
             changed |= ends;
+            self.looked_up |= slot.lookup;
         }
         changed
     }
@@ -237,7 +252,7 @@ impl Ring {
     /// Whether flows of any slot are looked up.
     #[must_use]
     pub fn is_looked_up(&self) -> bool {
-        self.slots.iter().any(|slot| slot.lookup)
+        self.looked_up
     }
 
     /// The reals that flows without an entry may be sent to.
@@ -293,7 +308,7 @@ impl Ring {
     /// configuration, health and size of this ring, whatever their history. The size is that of the ring's creation.
     #[must_use]
     pub fn digest(&self, address_of: impl Fn(RealId) -> Option<IpAddr>) -> u64 {
-        let mut hasher = SipHasher24::new_with_key(&self.seed);
+        let mut hasher = SipHasher24::new_with_key(&self.maglev.seed());
         for slot in &self.slots {
             match address_of(slot.cur) {
                 Some(IpAddr::V4(address)) => hasher.write(&address.octets()),
@@ -302,6 +317,23 @@ impl Ring {
             }
         }
         hasher.finish()
+    }
+}
+
+/// A set of reals that is asked of every slot.
+struct Flags(Vec<bool>);
+
+impl Flags {
+    fn of(reals: &BTreeSet<RealId>) -> Self {
+        let mut flags = vec![false; reals.last().map_or(0, |&last| usize::from(last) + 1)];
+        for &id in reals {
+            flags.get_mut(usize::from(id)).into_iter().for_each(|flag| *flag = true);
+        }
+        Self(flags)
+    }
+
+    fn has(&self, real: RealId) -> bool {
+        self.0.get(usize::from(real)) == Some(&true)
     }
 }
 

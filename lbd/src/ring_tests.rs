@@ -14,7 +14,7 @@ fn member(id: RealId) -> Member {
 }
 
 fn ring_of(members: &[Member], now: Instant) -> Ring {
-    let mut ring = Ring::new(SEED, 0, IDLE, true, false);
+    let mut ring = Ring::new(&Maglev::new(SEED), 0, IDLE, true, false);
     ring.update(members, true, now);
     ring
 }
@@ -81,7 +81,7 @@ fn change_inside_a_window_keeps_the_older_prev() {
 fn last_real_failing_is_kept_or_withdrawn_by_policy() {
     let now = Instant::now();
     for keep in [true, false] {
-        let mut ring = Ring::new(SEED, 0, IDLE, keep, false);
+        let mut ring = Ring::new(&Maglev::new(SEED), 0, IDLE, keep, false);
         let mut members = [member(1)];
         ring.update(&members, true, now);
         (members[0].takes_new, members[0].serves) = (false, false);
@@ -164,7 +164,7 @@ fn pool(weights: &[u16]) -> (Vec<Member>, Ring) {
     };
     let member = |candidate| Member { candidate, admitted: true, takes_new: true, serves: true };
     let members: Vec<_> = (1..).zip(weights).map(candidate).map(member).collect();
-    let mut ring = Ring::new(SEED, maglev::order_for(weights.iter().copied()), IDLE, true, false);
+    let mut ring = Ring::new(&Maglev::new(SEED), crate::maglev::order_for(weights.iter().copied()), IDLE, true, false);
     ring.update(&members, true, Instant::now());
     (members, ring)
 }
@@ -396,7 +396,7 @@ impl World {
     /// unless it recognises the ring.
     fn restart(&mut self) {
         self.sweep = None;
-        self.ring = Ring::adopt(SEED, IDLE, true, &self.ring.words(), self.now);
+        self.ring = Ring::adopt(&Maglev::new(SEED), IDLE, true, &self.ring.words(), self.now);
         let in_use = self.ring.current();
         let candidates: Vec<_> = self.members.iter().filter(|m| m.admitted).map(|m| m.candidate).collect();
         if self.ring.recognise(&candidates) {

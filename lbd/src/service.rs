@@ -6,7 +6,7 @@ use crate::{
     ring::{Member, Ring},
 };
 use hc_prober::{CheckKey, Kind, Severity, State};
-use lb_ebpf::ring::{RealId, Ring as RingWords, RingRef};
+use lb_ebpf::ring::{RING_SLOTS, RealId, Ring as RingWords, RingRef};
 use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
 /// What is known of a real of this VIP.
@@ -38,6 +38,8 @@ pub struct Service {
     /// Its ring.
     pub ring: Ring,
     standings: BTreeMap<IpAddr, Standing>,
+    /// Configured reals whose checks have come to no verdict yet.
+    unheard: usize,
     stage: Stage,
 }
 
@@ -54,14 +56,14 @@ impl Service {
     /// A VIP without members yet, whose first round of checks is to be over at this time.
     #[must_use]
     pub fn new(config: config::Vip, index: u16, ring: Ring, patience: Instant) -> Self {
-        Self { config, index, ring, standings: BTreeMap::new(), stage: Stage::FirstRound(patience) }
+        Self { config, index, ring, standings: BTreeMap::new(), unheard: 0, stage: Stage::FirstRound(patience) }
     }
 
     /// Its first round of checks is over: each has a verdict, or has had the time for one.
     #[must_use]
     pub fn is_ready(&self, now: Instant) -> bool {
         match self.stage {
-            Stage::FirstRound(patience) => now >= patience || self.configured().all(|(_, s)| s.heard),
+            Stage::FirstRound(patience) => now >= patience || self.unheard == 0,
             Stage::Published => true,
         }
     }
@@ -70,6 +72,12 @@ impl Service {
     pub fn ring_parts(&self) -> impl Iterator<Item = (u32, Box<RingWords>)> {
         let ring = RingRef::new(self.index, self.ring.order());
         (0..).zip(self.ring.words()).map(move |(part, words)| (ring.place(part), words))
+    }
+
+    /// The slots that its ring would have if it were created now.
+    #[must_use]
+    pub fn ring_size_wanted(&self) -> usize {
+        RING_SLOTS << self.config.ring_order()
     }
 
     /// Whether packets may meet it.
@@ -111,6 +119,7 @@ impl Service {
             standing.weight = weight;
             standing.configured = true;
         }
+        self.unheard = self.configured().filter(|(_, standing)| !standing.heard).count();
         self.config = config;
     }
 
@@ -123,6 +132,7 @@ impl Service {
     /// Takes a verdict on a configured member; true if it changed what is known.
     pub fn verdict(&mut self, real: IpAddr, state: State) -> bool {
         let Some(standing) = self.standings.get_mut(&real).filter(|s| s.configured) else { return false };
+        self.unheard -= usize::from(!standing.heard);
         standing.heard = true;
         standing.admitted |= state == State::Up;
         if standing.state == state {

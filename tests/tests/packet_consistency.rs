@@ -245,7 +245,7 @@ impl World {
                 Op::Resolve(reals) => resolve = reals,
                 Op::Sweep(longest_idle_s) => sweep = Some(longest_idle_s),
                 Op::NoIndex(reals) => panic!("no index for {reals:?}"),
-                Op::Checks(_) | Op::Attach => {}
+                Op::Checks(_) | Op::OtherRingSize(..) | Op::Attach => {}
             }
         }
         for (place, ring) in &mut swapped {

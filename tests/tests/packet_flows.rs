@@ -19,7 +19,7 @@ use lb_ebpf::{
 use lbd::{
     config::{Protocol, VipKey, VipMiss},
     data_plane::{Program, XdpAction, tick_now},
-    maglev::Candidate,
+    maglev::{Candidate, Maglev},
     ring::{self, Member},
     sweep::Sweep,
     vip_table::{self, Row},
@@ -287,7 +287,7 @@ fn members() -> Vec<Member> {
 #[test]
 fn flood_of_syns_with_every_real_up_inserts_nothing() {
     let mut table = Table::new();
-    let mut ring = ring::Ring::new(SEED, 0, Duration::from_secs(IDLE_S.into()), true, false);
+    let mut ring = ring::Ring::new(&Maglev::new(SEED), 0, Duration::from_secs(IDLE_S.into()), true, false);
     ring.update(&members(), true, Instant::now());
     table.program.swap_ring(0, &ring.words()[0]).unwrap();
     let flows = if std::env::var_os("LBD_TEST_LONG").is_some() { 10_000_000 } else { 10_000 };

@@ -29,7 +29,7 @@ pub fn status(status: &Status, style: Style) -> String {
         vec![
             Cell::new(key),
             up_of(vip.reals_up, vip.reals_total),
-            number(ring.map_or_else(|| "-".into(), |ring| ring.size.to_string())),
+            number(ring.map_or_else(|| "-".into(), |ring| slots(ring.size, ring.size_wanted))),
             Cell::new(ring.map_or("-", |ring| ring.digest.as_str())),
         ]
     });
@@ -107,12 +107,17 @@ pub fn vips(rows: &[VipRow], style: Style) -> String {
             up_of(row.reals_up, row.reals_total),
             number(row.packets),
             number(row.bytes),
-            number(row.ring_size),
+            number(slots(row.ring_size, row.ring_size_wanted)),
             Cell::new(&row.digest),
             Cell::new(row.window_open_until.map_or_else(|| "-".into(), |end| seconds(style.now, end))),
         ]
     });
     table(&["VIP", "UP", "PACKETS", "BYTES", "SLOTS", "DIGEST", "WINDOW"], cells, style)
+}
+
+/// A ring's slots, and how many it would have if it were created now, if that is another number.
+fn slots(size: u32, wanted: u32) -> String {
+    if size == wanted { size.to_string() } else { format!("{size}, wanted {wanted}") }
 }
 
 /// `lbctl real list`

@@ -86,6 +86,7 @@ fn some_vips() -> Vec<VipRow> {
         reals_up: 1,
         reals_total: 3,
         ring_size: 16384,
+        ring_size_wanted: 16384,
         digest: "9f86d081884c7d65".into(),
         packets: 1_234_567,
         bytes: 987_654_321,
@@ -116,6 +117,7 @@ fn some_status() -> Status {
             protocol: Protocol::Tcp,
             port: 80,
             size: 16384,
+            size_wanted: 32768,
             digest: "9f86d081884c7d65".into(),
             shares: vec![RingShare { real: real(11), share: 1.0 }],
         }],
@@ -192,8 +194,8 @@ interface  eth0 native, attached
 program    id 17, 4521 instructions verified
 prober     6 checks, 1234 probes sent, 0 forged, 2 late, lag 120 us
 
-VIP                 UP   SLOTS  DIGEST
-198.19.10.1:80/tcp  3/3  16384  9f86d081884c7d65
+VIP                 UP   SLOTS                DIGEST
+198.19.10.1:80/tcp  3/3  16384, wanted 32768  9f86d081884c7d65
 "
         )
     );

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
+use lb_ebpf::ring::{MAX_RING_ORDER, RING_SLOTS};
 use toml::Spanned;
 
 use super::dto::{self, Integer, Span};
@@ -155,6 +156,7 @@ impl Mistakes {
         let timing = self.timing(&vip.check.clock(), base.timing);
         let flow_idle = self.flow_idle(vip.flow_idle.as_ref(), base.flow_idle);
         let hash = optional(vip.hash.as_ref(), |word| self.word("hash", word, &HASHES));
+        let ring_order = optional(vip.ring_slots.as_ref(), |slots| self.ring_slots(slots));
         let on_all_down = self.all_down(vip.all_down.as_ref(), base.on_all_down);
         let reals = self.reals(vip, address);
         Some(Vip {
@@ -164,6 +166,7 @@ impl Mistakes {
             timing: timing?,
             flow_idle: flow_idle?,
             hash: hash?.unwrap_or_default(),
+            ring_order: ring_order?,
             on_all_down: on_all_down?,
         })
     }
@@ -304,6 +307,18 @@ impl Mistakes {
 
     fn flow_idle(&mut self, span: Option<&Spanned<Span>>, base: Duration) -> Option<Duration> {
         optional(span, |span| self.duration("flow_idle", span, &FLOW_IDLE)).map(|own| own.unwrap_or(base))
+    }
+
+    /// The order of a ring with so many slots.
+    fn ring_slots(&mut self, slots: &Spanned<Integer>) -> Option<u8> {
+        let Integer(number) = *slots.get_ref();
+        let sizes = (0..=MAX_RING_ORDER).map(|order| (order, RING_SLOTS << order));
+        if let Some((order, _)) = sizes.clone().find(|(_, size)| i64::try_from(*size) == Ok(number)) {
+            return Some(order);
+        }
+        let sizes: Vec<_> = sizes.map(|(_, size)| size.to_string()).collect();
+        let message = format!("`ring_slots` {number} is not a size of a ring: allowed is {}", sizes.join(" or "));
+        self.add(slots.span(), message)
     }
 
     fn all_down(&mut self, word: Option<&Spanned<String>>, base: OnAllDown) -> Option<OnAllDown> {

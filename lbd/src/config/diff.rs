@@ -110,6 +110,7 @@ fn vip(old: &Vip, new: &Vip) -> Vec<Change> {
         ("check timing", old.timing != new.timing),
         ("flow_idle", old.flow_idle != new.flow_idle),
         ("hash", old.hash != new.hash),
+        ("ring_slots", old.ring_order != new.ring_order),
         ("all_down", old.on_all_down != new.on_all_down),
     ];
     let settings = settings.into_iter().filter_map(|(key, changed)| changed.then_some(Change::Vip { vip, key }));

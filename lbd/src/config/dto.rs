@@ -46,6 +46,7 @@ pub(super) struct Vip {
     pub(super) check: Check,
     pub(super) flow_idle: Option<Spanned<Span>>,
     pub(super) hash: Option<Spanned<String>>,
+    pub(super) ring_slots: Option<Spanned<Integer>>,
     pub(super) all_down: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) real: Vec<Real>,

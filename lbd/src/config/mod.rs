@@ -21,6 +21,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::maglev::order_for;
+
 pub use diff::Change;
 pub use error::{ConfigError, Mistake};
 
@@ -169,6 +171,7 @@ pub struct Vip {
     timing: Timing,
     flow_idle: Duration,
     hash: HashBy,
+    ring_order: Option<u8>,
     on_all_down: OnAllDown,
 }
 
@@ -207,6 +210,13 @@ impl Vip {
     #[must_use]
     pub fn hash(&self) -> HashBy {
         self.hash
+    }
+
+    /// The order of the ring that it gets when it is created ([`lb_ebpf::ring::RingRef::order`]): that of `ring_slots`,
+    /// or what its reals and their weights need.
+    #[must_use]
+    pub fn ring_order(&self) -> u8 {
+        self.ring_order.unwrap_or_else(|| order_for(self.reals.iter().map(|real| real.weight)))
     }
 
     /// What happens when the last real fails.

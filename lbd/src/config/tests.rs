@@ -119,6 +119,21 @@ fn parse_hash_takes_each_of_its_words() {
 }
 
 #[test]
+fn parse_ring_slots_fixes_the_order_that_reals_and_weights_would_choose() {
+    assert_eq!(good().vips()[0].ring_order(), 0);
+    assert_eq!(good_with("weight  = 7", "weight  = 1").vips()[0].ring_order(), 0);
+    assert_eq!(
+        good_with("weight  = 7", "weight  = 1\n[[vip.real]]\naddress = \"198.18.222.13\"\n").vips()[0].ring_order(),
+        1
+    );
+    for (order, slots) in [(0, 16_384), (1, 32_768), (2, 65_536), (3, 131_072), (4, 262_144)] {
+        let config = good_with("port     = 80", &format!("port = 80\nring_slots = {slots}"));
+        assert_eq!(config.vips()[0].ring_order(), order);
+        assert_eq!(Config::diff(&good(), &config).len(), 1, "named or not is a change");
+    }
+}
+
+#[test]
 fn parse_order_of_vips_reals_and_interfaces_means_nothing() {
     let vip = |address: &str, reals: [&str; 2]| {
         let reals = reals.map(|real| format!("[[vip.real]]\naddress = \"{real}\"\n")).concat();
@@ -347,6 +362,11 @@ lbd.toml:14:12: `hash` "client" is not known: allowed is "5tuple" or "source" or
 14 | hash     = "client"
    |            ^^^^^^^^
 "#;
+    parse_bad_ring_slots_says_the_sizes: "port     = 80" => "port     = 80\nring_slots = 65537", r"
+lbd.toml:14:14: `ring_slots` 65537 is not a size of a ring: allowed is 16384 or 32768 or 65536 or 131072 or 262144
+14 | ring_slots = 65537
+   |              ^^^^^
+";
     parse_bad_flow_idle_says_the_range: "fall     = 2" => "flow_idle = \"25h\"", r#"
 lbd.toml:8:13: `flow_idle` "25h" is out of range: allowed is 1s to 18h
 8 | flow_idle = "25h"

@@ -100,6 +100,7 @@ impl Daemon {
             protocol,
             port,
             size: count(service.ring.size()),
+            size_wanted: count(service.ring_size_wanted()),
             digest: self.digest(service),
             shares: service.configured().map(share).collect(),
         }
@@ -123,6 +124,7 @@ impl Daemon {
                 reals_up: reals_up(service),
                 reals_total: count(service.configured().count()),
                 ring_size: count(service.ring.size()),
+                ring_size_wanted: count(service.ring_size_wanted()),
                 digest: self.digest(service),
                 packets: 0,
                 bytes: 0,

@@ -6,6 +6,7 @@ mod flows;
 mod inheritance;
 mod layout;
 mod pending;
+mod rings;
 mod test_run;
 mod worker;
 
@@ -29,17 +30,15 @@ use lb_ebpf::{
     syn::SynCounter,
     vip::VipTable,
 };
+use rings::Rings;
 use std::{
     collections::BTreeMap,
     fs::File,
     io,
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
-    thread,
 };
 
-/// Threads that swap rings at the same time.
-const SWAPPERS: usize = 64;
 const PROGRAM: &str = "load_balancer";
 
 /// An operation on the data plane that failed: what, on which object, and why, down to what the kernel said.
@@ -82,8 +81,6 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     texts.dedup_by(|source, text| text.ends_with(source.as_str()));
     texts.join(": ")
 }
-
-type Rings = ArrayOfMaps<MapData, Array<MapData, Ring>>;
 
 /// Identity and size of the loaded program.
 #[derive(Clone, Copy, Debug)]
@@ -169,10 +166,11 @@ impl Program {
         let id = |name| map_id(&ebpf, name).map_err(Error::new("find map", name));
         let [vips, rings] = OWN_MAPS;
         let own_maps = [id(vips)?, id(rings)?];
+        let [_, rings] = own_maps;
         Ok(Self {
             own_maps,
             vips: take(&mut ebpf, "VIPS")?,
-            rings: take(&mut ebpf, "RINGS")?,
+            rings: Rings::new(take(&mut ebpf, "RINGS")?, rings),
             reals: take(&mut ebpf, "REALS")?,
             counts: take(&mut ebpf, "COUNTS")?,
             syns: take(&mut ebpf, "SYNS")?,
@@ -195,28 +193,12 @@ impl Program {
     /// # Errors
     /// The kernel refuses a map or an update.
     pub fn swap_ring(&mut self, place: u32, ring: &Ring) -> Result<(), Error> {
-        swap(&mut self.rings, place, ring)
+        self.rings.swap([(place, ring)]).into_values().next().map_or(Ok(()), Err)
     }
 
-    /// Swaps many parts of rings, and returns those that the kernel refused.
-    ///
-    /// The kernel waits for a grace period in each update of an outer map. Updates at the same time wait for the same
-    /// one, so each of a few threads swaps its part.
+    /// Swaps many parts of rings, and returns those that the kernel refused. Places with equal parts share one map.
     pub fn swap_rings(&mut self, rings: &BTreeMap<u32, Box<Ring>>) -> BTreeMap<u32, Error> {
-        if let [(&index, ring)] = rings.iter().collect::<Vec<_>>()[..] {
-            return self.swap_ring(index, ring).err().map(|error| (index, error)).into_iter().collect();
-        }
-        let [_, outer] = self.own_maps;
-        let all: Vec<(u32, &Ring)> = rings.iter().map(|(&index, ring)| (index, &**ring)).collect();
-        thread::scope(|scope| {
-            let parts = all.chunks(all.len().div_ceil(SWAPPERS).max(1));
-            let swappers: Vec<_> = parts.map(|part| (part, scope.spawn(move || swap_part(outer, part)))).collect();
-            let failures = swappers.into_iter().flat_map(|(part, swapper)| {
-                let ended = |_| part.iter().map(|&(index, _)| (index, refused(index)("a thread ended"))).collect();
-                swapper.join().unwrap_or_else(ended)
-            });
-            failures.collect()
-        })
+        self.rings.swap(rings.iter().map(|(&place, ring)| (place, &**ring)))
     }
 
     /// Fills a table of VIPs aside and swaps it in.
@@ -289,23 +271,6 @@ impl Program {
     pub fn xdp(&mut self) -> Result<&mut Xdp, Error> {
         xdp(&mut self.ebpf)
     }
-}
-
-fn swap_part(outer: u32, part: &[(u32, &Ring)]) -> BTreeMap<u32, Error> {
-    let open = || -> Result<Rings, MapError> { Map::from_map_data(MapData::from_id(outer)?)?.try_into() };
-    let failure = |&(index, ring): &(u32, &Ring)| {
-        let swapped = open().map_err(refused(index)).and_then(|mut rings| swap(&mut rings, index, ring));
-        swapped.err().map(|error| (index, error))
-    };
-    part.iter().filter_map(failure).collect()
-}
-
-fn swap(rings: &mut Rings, place: u32, ring: &Ring) -> Result<(), Error> {
-    filled(ring).and_then(|inner| rings.set(place, &inner, 0)).map_err(refused(place))
-}
-
-fn refused<E: Into<Box<dyn std::error::Error + Send + Sync>>>(place: u32) -> impl FnOnce(E) -> Error {
-    Error::new("swap", format!("ring part {place}"))
 }
 
 fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, Error> {

@@ -45,7 +45,8 @@ impl Program {
                 Op::Real(id, entry) => pending.real(id, entry),
                 Op::Ring(index, ring) => pending.ring(index, ring),
                 Op::Vips(table) => pending.vips(table),
-                Op::Checks(_) | Op::Resolve(_) | Op::NoIndex(_) | Op::Attach | Op::Sweep(_) => {}
+                Op::Checks(_) | Op::Resolve(_) | Op::NoIndex(_) | Op::OtherRingSize(..) | Op::Attach | Op::Sweep(_) => {
+                }
             }
         }
         pending.flush(self)

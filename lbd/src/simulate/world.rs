@@ -63,7 +63,13 @@ fn asked_for(ops: &[Op]) -> (Vec<Check>, Vec<IpAddr>) {
         match op {
             Op::Checks(wanted) => checks.clone_from(wanted),
             Op::Resolve(wanted) => reals.clone_from(wanted),
-            Op::Real(..) | Op::Ring(..) | Op::Vips(_) | Op::NoIndex(_) | Op::Attach | Op::Sweep(_) => {}
+            Op::Real(..)
+            | Op::Ring(..)
+            | Op::Vips(_)
+            | Op::NoIndex(_)
+            | Op::OtherRingSize(..)
+            | Op::Attach
+            | Op::Sweep(_) => {}
         }
     }
     (checks, reals)

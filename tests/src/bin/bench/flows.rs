@@ -16,7 +16,7 @@ use lb_ebpf::{
 use lbd::{
     config::{Protocol, VipKey, VipMiss},
     data_plane::{Program, XdpAction},
-    maglev::Candidate,
+    maglev::{Candidate, Maglev},
     ring::{Member, Ring},
     vip_table,
 };
@@ -132,7 +132,7 @@ impl World {
         }
         Ok(Self {
             program,
-            ring: Ring::new(SEED, 0, FLOW_IDLE, true, false),
+            ring: Ring::new(&Maglev::new(SEED), 0, FLOW_IDLE, true, false),
             tracking,
             frames: [frame(false)?, frame(true)?],
         })

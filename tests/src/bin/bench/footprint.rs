@@ -28,7 +28,7 @@ pub(crate) struct Footprint {
     pub(crate) flow_table_bytes: usize,
     /// The table of VIPs, bytes.
     pub(crate) vip_table_bytes: usize,
-    /// What each VIP adds: its ring, bytes.
+    /// What a VIP adds at least, unless another one has an equal ring: bytes.
     pub(crate) ring_bytes: usize,
 }
 

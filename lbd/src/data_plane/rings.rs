@@ -1,0 +1,165 @@
+//! The map of rings. Each place of the outer map names an inner map with a part of a ring, and places with equal parts
+//! name the same one: VIPs with the same reals and the same history cost the memory, and the cache, of one ring.
+//!
+//! A place belongs to one VIP all the same, so no VIP's change touches what another one's packets read, and the kernel
+//! counts how many places name an inner map and frees it with the last.
+
+use super::Error;
+use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError};
+use lb_ebpf::ring::Ring;
+use siphasher::sip128::{Hasher128, SipHasher13};
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::Hasher,
+    io, thread,
+};
+
+/// Threads that update places at the same time.
+const SWAPPERS: usize = 256;
+/// Inner maps that are open at the same time: a process may have 1,024 files unless told otherwise.
+const OPEN: usize = 256;
+
+type Inner = Array<MapData, Ring>;
+pub(super) type Outer = ArrayOfMaps<MapData, Inner>;
+
+/// The map of rings, and what it holds.
+pub(super) struct Rings {
+    outer: Outer,
+    /// The kernel's id of it.
+    id: u32,
+    /// The content of each place that was written.
+    held: BTreeMap<u32, Digest>,
+}
+
+/// Stands for a part's content. Two contents that differ have the same one by accident once in 2^128.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Digest(u64, u64);
+
+impl Digest {
+    fn of(part: &Ring) -> Self {
+        let mut hasher = SipHasher13::new();
+        let (pairs, _) = part.slots.as_chunks::<2>();
+        for [a, b] in pairs {
+            hasher.write_u64(u64::from(a.0) << 32 | u64::from(b.0));
+        }
+        let hash = hasher.finish128();
+        Self(hash.h1, hash.h2)
+    }
+}
+
+/// A content and the places that are to have it.
+struct Wanted<'a> {
+    content: Digest,
+    part: &'a Ring,
+    places: Vec<u32>,
+}
+
+/// A place, and the inner map that it is to name, with its content.
+struct Update<'a> {
+    place: u32,
+    content: Digest,
+    inner: &'a Inner,
+}
+
+impl Wanted<'_> {
+    fn updates<'a>(&self, inner: &'a Inner) -> impl Iterator<Item = Update<'a>> {
+        self.places.iter().map(move |&place| Update { place, content: self.content, inner })
+    }
+}
+
+impl Rings {
+    pub(super) fn new(outer: Outer, id: u32) -> Self {
+        Self { outer, id, held: BTreeMap::new() }
+    }
+
+    /// Swaps these parts, each at its place, and returns those that the kernel refused. A content that some place has
+    /// already is not written again.
+    pub(super) fn swap<'a>(&mut self, parts: impl IntoIterator<Item = (u32, &'a Ring)>) -> BTreeMap<u32, Error> {
+        let wanted = self.wanted(parts);
+        wanted.chunks(OPEN).flat_map(|some| self.swap_some(some)).collect()
+    }
+
+    /// The contents of places that hold another one.
+    fn wanted<'a>(&self, parts: impl IntoIterator<Item = (u32, &'a Ring)>) -> Vec<Wanted<'a>> {
+        let mut wanted: BTreeMap<Digest, Wanted<'a>> = BTreeMap::new();
+        for (place, part) in parts {
+            let content = Digest::of(part);
+            if self.held.get(&place) != Some(&content) {
+                let of_it = wanted.entry(content).or_insert_with(|| Wanted { content, part, places: Vec::new() });
+                of_it.places.push(place);
+            }
+        }
+        wanted.into_values().collect()
+    }
+
+    fn swap_some(&mut self, wanted: &[Wanted<'_>]) -> BTreeMap<u32, Error> {
+        let holders: HashMap<Digest, u32> = self.held.iter().map(|(&place, &content)| (content, place)).collect();
+        let mut refused = BTreeMap::new();
+        let mut inners = Vec::new();
+        for wanted in wanted {
+            // Open from here on, whatever the place that it is taken from names meanwhile.
+            match self.inner(holders.get(&wanted.content).copied(), wanted.part) {
+                Ok(inner) => inners.push((inner, wanted)),
+                Err(error) => refused.extend(all_refused(&wanted.places, &error)),
+            }
+        }
+        let updates: Vec<Update<'_>> = inners.iter().flat_map(|(inner, wanted)| wanted.updates(inner)).collect();
+        refused.extend(self.update(&updates));
+        refused
+    }
+
+    /// The inner map with this content: that of the place which holds it, or else a new one. Without `CAP_SYS_ADMIN` none
+    /// can be opened by its place; then VIPs share what changed in one go only.
+    fn inner(&self, holder: Option<u32>, part: &Ring) -> Result<Inner, MapError> {
+        let held = holder.and_then(|place| self.outer.get(&place, 0).ok());
+        held.map_or_else(|| super::filled(part), Ok)
+    }
+
+    /// The kernel waits for a grace period in each update of an outer map. Updates at the same time wait for the same
+    /// one, so each of a few threads does its part.
+    fn update(&mut self, updates: &[Update<'_>]) -> BTreeMap<u32, Error> {
+        let refused = match updates {
+            [_] => update_each(&mut self.outer, updates),
+            _ => update_together(self.id, updates),
+        };
+        for update in updates {
+            if refused.contains_key(&update.place) {
+                // If a thread ended, nobody knows what it names.
+                self.held.remove(&update.place);
+            } else {
+                self.held.insert(update.place, update.content);
+            }
+        }
+        refused
+    }
+}
+
+fn update_together(outer: u32, updates: &[Update<'_>]) -> BTreeMap<u32, Error> {
+    let open = || -> Result<Outer, MapError> { Map::from_map_data(MapData::from_id(outer)?)?.try_into() };
+    let places = |part: &[Update<'_>]| part.iter().map(|update| update.place).collect::<Vec<_>>();
+    let body = |part: &[Update<'_>]| match open() {
+        Ok(mut outer) => update_each(&mut outer, part),
+        Err(error) => all_refused(&places(part), &error),
+    };
+    thread::scope(|scope| {
+        let parts = updates.chunks(updates.len().div_ceil(SWAPPERS).max(1));
+        let swappers: Vec<_> = parts.map(|part| (part, scope.spawn(move || body(part)))).collect();
+        let ended = |part| all_refused(&places(part), &io::Error::other("a thread ended"));
+        swappers.into_iter().flat_map(|(part, swapper)| swapper.join().unwrap_or_else(|_| ended(part))).collect()
+    })
+}
+
+fn update_each(outer: &mut Outer, updates: &[Update<'_>]) -> BTreeMap<u32, Error> {
+    let mut failure = |update: &Update<'_>| outer.set(update.place, update.inner, 0).err();
+    let refused = updates.iter().filter_map(|update| Some((update.place, failure(update)?)));
+    refused.map(|(place, error)| (place, refusal(place)(error))).collect()
+}
+
+/// One reason for several places.
+fn all_refused(places: &[u32], error: &(dyn std::error::Error + 'static)) -> BTreeMap<u32, Error> {
+    places.iter().map(|&place| (place, refusal(place)(super::chain(error)))).collect()
+}
+
+fn refusal<E: Into<Box<dyn std::error::Error + Send + Sync>>>(place: u32) -> impl FnOnce(E) -> Error {
+    Error::new("swap", format!("ring part {place}"))
+}
