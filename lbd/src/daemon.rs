@@ -99,6 +99,7 @@ struct Daemon {
 /// What keeps it from starting; what keeps it from detaching.
 pub async fn run(options: Options) -> Result<(), Error> {
     let config = Config::load(&options.config)?;
+    warn(&config);
     let server = Server::bind(&options.socket)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io("listen for SIGHUP"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(io("listen for SIGTERM"))?;
@@ -263,6 +264,7 @@ impl Daemon {
                 return Err(error);
             }
         };
+        warn(&config);
         let changes: Vec<_> = Config::diff(self.core.config(), &config).iter().map(ToString::to_string).collect();
         self.event(Event::Configured(config)).await;
         self.revision += 1;
@@ -307,6 +309,13 @@ impl Daemon {
         }
         tracing::info!("ending; detaching");
         Ok(self.worker.detach().await?)
+    }
+}
+
+/// Logs what may surprise about a configuration.
+fn warn(config: &Config) {
+    for caution in config.cautions() {
+        tracing::warn!("{caution}");
     }
 }
 

@@ -112,6 +112,9 @@ fn check(path: &Path) -> Result<(), String> {
     let config = Config::load(path).map_err(|error| error.to_string())?;
     let reals: usize = config.vips().iter().map(|vip| vip.reals().len()).sum();
     println!("{}: valid; VIPs: {}, reals: {reals}", path.display(), config.vips().len());
+    for caution in config.cautions() {
+        eprintln!("{}: warning: {caution}", path.display());
+    }
     Ok(())
 }
 

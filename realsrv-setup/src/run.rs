@@ -204,12 +204,22 @@ fn roll_back<'a, H: Host>(host: &mut H, ran: &[&'a Step]) -> (Vec<String>, Vec<&
     (left, kept)
 }
 
-/// Undoes a step, unless one of those `kept` still needs it: while a VIP is there, the host must not answer ARP for it.
+/// Undoes a step, unless one of those `kept` still needs it.
 fn undo_one<H: Host>(host: &mut H, step: &Step, kept: &[&Step]) -> Result<Undone, String> {
-    let silences = matches!(step, Step::SetSysctl { name, .. } if is_arp(name));
-    match kept.iter().find(|kept| silences && matches!(kept, Step::AddAddress { device, .. } if device == "lo")) {
-        Some(vip) => Err(format!("{} stays as long as the {}", step.object(), vip.object())),
+    match kept.iter().find(|kept| needs(kept, step)) {
+        Some(user) => Err(format!("{} stays as long as the {}", step.object(), user.object())),
         None => host.undo(step).map_err(|error| error.to_string()),
+    }
+}
+
+/// Whether `below` must not be undone before `above`: while a VIP is there, the host must not answer ARP for it. The others
+/// would look as if somebody else used them by now.
+fn needs(above: &Step, below: &Step) -> bool {
+    match (above, below) {
+        (Step::AddAddress { device, .. }, Step::SetSysctl { name, .. }) => device == "lo" && is_arp(name),
+        (Step::InstallPrograms { .. }, Step::AddClsact { .. }) => true,
+        (Step::LinkUp { .. }, Step::LoadModule { .. }) => above.serves_tunnel() == below.serves_tunnel(),
+        _ => false,
     }
 }
 

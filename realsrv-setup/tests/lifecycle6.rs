@@ -9,8 +9,6 @@
 
 mod lab;
 
-use std::{process::Stdio, time::Duration};
-
 use lab::{Lab, OTHER_VIP6, REAL6, VIP, VIP6, echo_reply6_from, echo6, in_ipv6};
 
 const APPLY: &str = "apply --decap ebpf --vip fd00:19:10::1";
@@ -136,23 +134,6 @@ fn what_cannot_be_is_refused_and_nothing_changes() {
     lab.in_real("echo 1 > /proc/sys/net/ipv6/conf/lo/disable_ipv6");
     assert!(lab.setup_exits(APPLY, 1).contains("IPv6 is disabled on lo"));
     assert!(!lab.state_dir().exists());
-}
-
-#[test]
-fn a_killed_apply_is_undone_or_finished_by_the_next_run() {
-    let lab = Lab::new();
-    let before = lab.snapshot();
-    for (round, delay) in (0..120).step_by(10).enumerate() {
-        let mut apply = lab.command(APPLY).stdout(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(delay));
-        apply.kill().unwrap();
-        apply.wait().unwrap();
-        if round % 2 == 0 {
-            lab.setup_exits(APPLY, 0);
-        }
-        lab.setup_exits("remove", 0);
-        lab.assert_as(&before);
-    }
 }
 
 #[test]

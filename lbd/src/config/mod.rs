@@ -7,6 +7,7 @@
 //! The order in which VIPs and reals are written means nothing: a [`Config`] holds them sorted, so two files that say the
 //! same thing are equal, and every node that reads either builds the same ring.
 
+mod caution;
 mod convert;
 mod diff;
 mod dto;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::maglev::order_for;
 
+pub use caution::Caution;
 pub use diff::Change;
 pub use error::{ConfigError, Mistake};
 

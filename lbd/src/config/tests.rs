@@ -134,6 +134,35 @@ fn parse_ring_slots_fixes_the_order_that_reals_and_weights_would_choose() {
 }
 
 #[test]
+fn port_beside_all_ports_that_take_fragments_is_warned_of() {
+    let vip = |address: &str, protocol: &str, port: u16, hash: &str| {
+        format!(
+            "[[vip]]\naddress = \"{address}\"\nprotocol = \"{protocol}\"\nport = {port}\nhash = \"{hash}\"\n\
+             check.kind = \"icmp\"\n[[vip.real]]\naddress = \"198.18.222.11\"\n"
+        )
+    };
+    let warned = |hash: &str| -> Vec<String> {
+        let vips = [
+            vip("198.19.10.1", "udp", 0, hash),
+            vip("198.19.10.1", "udp", 53, "5tuple"),
+            vip("198.19.10.1", "tcp", 53, "5tuple"),
+            vip("198.19.10.2", "udp", 53, "5tuple"),
+        ];
+        let text = format!("[node]\ninterface = \"eth0\"\n{}", vips.concat());
+        Config::parse("lbd.toml", &text).unwrap().cautions().map(|caution| caution.to_string()).collect()
+    };
+    assert_eq!(
+        warned("source"),
+        [
+            "fragments of packets to VIP 198.19.10.1:53/udp go to the reals of 198.19.10.1:*/udp, which takes all fragments \
+          of the address and protocol (port 0 and `hash` \"source\"); give them different addresses if \
+          198.19.10.1:53/udp is sent fragments"
+        ]
+    );
+    assert!(warned("source+dport").is_empty() && warned("5tuple").is_empty());
+}
+
+#[test]
 fn parse_order_of_vips_reals_and_interfaces_means_nothing() {
     let vip = |address: &str, reals: [&str; 2]| {
         let reals = reals.map(|real| format!("[[vip.real]]\naddress = \"{real}\"\n")).concat();

@@ -250,7 +250,7 @@ fn run(namespace: &str, script: &str) -> String {
 }
 
 /// A program in a namespace, with /sys and bpffs as they are (`ip netns exec` would mount its own).
-fn command(namespace: &str, program: &str) -> Command {
+pub(crate) fn command(namespace: &str, program: &str) -> Command {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net=/run/netns/{namespace}")).arg(program);
     command
