@@ -15,6 +15,7 @@ pub mod batch;
 pub mod capture;
 pub mod check;
 pub mod codec;
+pub mod config;
 pub mod cookie;
 pub mod driver;
 pub mod engine;

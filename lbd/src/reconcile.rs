@@ -12,7 +12,7 @@ use crate::{
     sweep::Sweep,
     vip_table::{self, Row},
 };
-use hc_prober::{Check, CheckKey, State, Timing};
+use hc_prober::{Check, CheckKey, State};
 use lb_ebpf::{
     hash::HashKey,
     real::{self, MAX_REALS, RealEntry, SERVES_TCP, SERVES_UDP},
@@ -506,7 +506,7 @@ fn checks(config: &Config) -> Vec<Check> {
         for real in vip.reals() {
             let key = check_key(vip, real.address);
             if seen.insert(key.clone()) {
-                checks.push(Check { key, timing: timing(vip) });
+                checks.push(Check { key, timing: vip.timing() });
             }
         }
     }
@@ -552,22 +552,11 @@ fn link_layer(hop: &NextHop, path_mtu: Option<u16>) -> real::NextHop {
     }
 }
 
-fn timing(vip: &Vip) -> Timing {
-    let timing = vip.timing();
-    Timing {
-        interval: timing.interval,
-        timeout: timing.timeout,
-        fast_interval: timing.fast_interval,
-        rise: timing.rise.into(),
-        fall: timing.fall.into(),
-    }
-}
-
 /// By when a check that says anything at all has come to its first verdict: at worst its results alternate
 /// once, and its first probe waits for its place in the interval.
 fn first_verdict_within(vip: &Vip) -> Duration {
     let timing = vip.timing();
-    let probes = u32::from(timing.rise) + u32::from(timing.fall);
+    let probes = timing.rise + timing.fall;
     timing.interval * 2 + timing.fast_interval * probes + timing.timeout
 }
 

@@ -5,7 +5,7 @@ use crate::{
     maglev::Candidate,
     ring::{Member, Ring},
 };
-use hc_prober::{CheckKey, Kind, Severity, State};
+use hc_prober::{CheckKey, Severity, State};
 use lb_ebpf::ring::{RING_SLOTS, RealId, Ring as RingWords, RingRef};
 use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
@@ -220,15 +220,5 @@ impl Standing {
 #[must_use]
 pub fn check_key(vip: &config::Vip, real: IpAddr) -> CheckKey {
     let check = vip.check();
-    let kind = match &check.kind {
-        config::CheckKind::Icmp => Kind::Icmp,
-        config::CheckKind::Tcp { port } => Kind::Tcp { port: *port },
-        config::CheckKind::Udp { port, payload, expect, require_reply } => Kind::Udp {
-            port: *port,
-            payload: payload.clone().unwrap_or_default(),
-            expect: expect.clone(),
-            require_reply: *require_reply,
-        },
-    };
-    CheckKey { real, target: check.target.unwrap_or(vip.key().address), kind }
+    CheckKey { real, target: check.target.unwrap_or(vip.key().address), kind: check.kind.clone() }
 }

@@ -11,7 +11,6 @@ mod caution;
 mod convert;
 mod diff;
 mod dto;
-mod error;
 #[cfg(test)]
 mod tests;
 
@@ -26,8 +25,12 @@ use crate::maglev::order_for;
 
 pub use caution::Caution;
 pub use diff::Change;
-pub use error::{ConfigError, Mistake};
 
+/// What a VIP's check asks of each of its reals, and when; what is wrong with a configuration.
+pub use hc_prober::{
+    Timing,
+    config::{ConfigError, Mistake, check::Spec as Check},
+};
 /// What outer headers have as their source (`outer_source`).
 pub use lb_ebpf::source::OuterSource;
 /// By what a VIP's flows are spread over its ring (`hash`), and the most VIPs one node takes.
@@ -279,53 +282,6 @@ pub struct Real {
     pub address: IpAddr,
     /// Its share of new flows, relative to the VIP's other reals; 0 takes none.
     pub weight: u16,
-}
-
-/// How a real is checked, always through the tunnel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Check {
-    /// What is sent.
-    pub kind: CheckKind,
-    /// The destination of the inner packet, of the VIP's family; `None`: the VIP.
-    pub target: Option<IpAddr>,
-}
-
-/// What a check sends, and what it takes for an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CheckKind {
-    /// An echo request.
-    Icmp,
-    /// A SYN, and a reset once it is answered.
-    Tcp {
-        /// Destination port, 1..=65535.
-        port: u16,
-    },
-    /// A datagram.
-    Udp {
-        /// Destination port, 1..=65535.
-        port: u16,
-        /// What to send; `None`: the prober's own cookie. At most 512 bytes.
-        payload: Option<Vec<u8>>,
-        /// What a reply must begin with to count; `None`: any reply does. At most 512 bytes.
-        expect: Option<Vec<u8>>,
-        /// Whether silence is a failure; otherwise it says nothing.
-        require_reply: bool,
-    },
-}
-
-/// The clock of a check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timing {
-    /// From one probe to the next, before jitter; 10 ms to 1 h.
-    pub interval: Duration,
-    /// How long an answer may take; 1 ms to 1 min. May exceed the interval: probes overlap.
-    pub timeout: Duration,
-    /// The interval while a verdict is pending; 10 ms up to `interval`.
-    pub fast_interval: Duration,
-    /// Passes in a row that make a real UP, 1..=255.
-    pub rise: u8,
-    /// Failures in a row that make a real DOWN, 1..=255.
-    pub fall: u8,
 }
 
 /// What to do with a VIP whose reals are all down (`all_down`).

@@ -3,6 +3,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::*;
+use hc_prober::Kind;
 
 const GOOD: &str = r#"
 [node]
@@ -74,7 +75,7 @@ fn parse_good_file_gives_sorted_domain_with_defaults_applied() {
     assert_eq!(config.vip(&vip.key()), Some(vip));
     let reals: Vec<_> = vip.reals().iter().map(|real| (real.address.to_string(), real.weight)).collect();
     assert_eq!(reals, [("198.18.222.11".to_owned(), 7), ("198.18.222.12".to_owned(), 100)]);
-    assert_eq!(vip.check(), &Check { kind: CheckKind::Tcp { port: 80 }, target: None });
+    assert_eq!(vip.check(), &Check { kind: Kind::Tcp { port: 80 }, target: None });
     let timing = Timing {
         interval: Duration::from_millis(500),
         timeout: Duration::from_secs(2),
@@ -103,7 +104,7 @@ fn parse_udp_check_takes_hex_port_and_target() {
     let udp =
         r#"{ kind = "udp", port = 53, target = "198.19.10.9", payload = "00fF", expect = "01", require_reply = true }"#;
     let config = good_with(r#"{ kind = "tcp", timeout = "2s" }"#, udp);
-    let kind = CheckKind::Udp { port: 53, payload: Some(vec![0, 255]), expect: Some(vec![1]), require_reply: true };
+    let kind = Kind::Udp { port: 53, payload: vec![0, 255], expect: Some(vec![1]), require_reply: true };
     assert_eq!(config.vips()[0].check(), &Check { kind, target: Some("198.19.10.9".parse().unwrap()) });
 }
 

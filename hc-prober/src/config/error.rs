@@ -27,7 +27,9 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    pub(super) fn mistakes(name: &str, text: &str, mut mistakes: Vec<Mistake>) -> Self {
+    /// What is wrong with `text`, for which `name` stands in messages.
+    #[must_use]
+    pub fn mistakes(name: &str, text: &str, mut mistakes: Vec<Mistake>) -> Self {
         mistakes.sort_by_key(|mistake| mistake.span.start);
         let shown: Vec<_> = mistakes.iter().map(|mistake| mistake.show(name, text)).collect();
         Self::Mistakes { mistakes, report: shown.join("\n\n") }
@@ -42,7 +44,9 @@ pub struct Mistake {
 }
 
 impl Mistake {
-    pub(super) fn new(span: Range<usize>, message: impl Into<String>) -> Self {
+    /// A mistake in these bytes of the text.
+    #[must_use]
+    pub fn new(span: Range<usize>, message: impl Into<String>) -> Self {
         Self { span, message: message.into() }
     }
 

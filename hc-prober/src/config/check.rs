@@ -1,0 +1,185 @@
+//! A check: its table in the file, and what it means.
+
+use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::{
+    Mistake, Mistakes, optional,
+    value::{Integer, Span},
+};
+use crate::check::{Kind, Timing};
+
+const INTERVAL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_hours(1);
+const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_mins(1);
+const COUNT: RangeInclusive<u32> = 1..=255;
+
+/// What a check asks of each real.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// What is sent.
+    pub kind: Kind,
+    /// The destination of the inner packet, of the VIP's family; `None`: the VIP.
+    pub target: Option<IpAddr>,
+}
+
+/// A check as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Table {
+    /// `icmp`, `tcp` or `udp`.
+    pub kind: Spanned<String>,
+    /// The destination port; absent: the VIP's.
+    pub port: Option<Spanned<Integer>>,
+    /// The inner destination; absent: the VIP.
+    pub target: Option<Spanned<String>>,
+    /// UDP: what to send.
+    pub payload: Option<Spanned<String>>,
+    /// UDP: how a right reply begins.
+    pub expect: Option<Spanned<String>>,
+    /// UDP: silence means down.
+    pub require_reply: Option<Spanned<bool>>,
+    /// See [`Clock`].
+    pub interval: Option<Spanned<Span>>,
+    /// See [`Clock`].
+    pub timeout: Option<Spanned<Span>>,
+    /// See [`Clock`].
+    pub fast_interval: Option<Spanned<Span>>,
+    /// See [`Clock`].
+    pub rise: Option<Spanned<Integer>>,
+    /// See [`Clock`].
+    pub fall: Option<Spanned<Integer>>,
+}
+
+/// The keys that `[defaults]` and every check share.
+///
+/// `serde(flatten)` would share them in the types too, but it loses the places.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock<'a> {
+    /// From one probe to the next, before jitter.
+    pub interval: Option<&'a Spanned<Span>>,
+    /// How long an answer may take.
+    pub timeout: Option<&'a Spanned<Span>>,
+    /// From one probe to the next while a verdict is pending.
+    pub fast_interval: Option<&'a Spanned<Span>>,
+    /// Passes in a row that make UP.
+    pub rise: Option<&'a Spanned<Integer>>,
+    /// Failures in a row that make DOWN.
+    pub fall: Option<&'a Spanned<Integer>>,
+}
+
+impl Table {
+    /// Its own clock.
+    #[must_use]
+    pub fn clock(&self) -> Clock<'_> {
+        Clock {
+            interval: self.interval.as_ref(),
+            timeout: self.timeout.as_ref(),
+            fast_interval: self.fast_interval.as_ref(),
+            rise: self.rise.as_ref(),
+            fall: self.fall.as_ref(),
+        }
+    }
+}
+
+impl Mistakes {
+    /// What a check of a VIP with this port and address asks. Neither is given where it was itself a mistake.
+    pub fn check(&mut self, check: &Table, vip_port: Option<u16>, vip: Option<IpAddr>) -> Option<Spec> {
+        let target = optional(check.target.as_ref(), |target| self.target(target, vip));
+        let kind = match check.kind.get_ref().as_str() {
+            "icmp" => self.icmp(check),
+            "tcp" => self.tcp(check, vip_port),
+            "udp" => self.udp(check, vip_port),
+            other => self.add(
+                check.kind.span(),
+                format!("`kind` {other:?} is not a kind of check: allowed are \"icmp\", \"tcp\" and \"udp\""),
+            ),
+        };
+        Some(Spec { kind: kind?, target: target? })
+    }
+
+    /// The inner packet's destination travels as the VIP's packets do.
+    fn target(&mut self, text: &Spanned<String>, vip: Option<IpAddr>) -> Option<IpAddr> {
+        let target = self.address("target", text)?;
+        match vip {
+            Some(vip) if vip.is_ipv4() != target.is_ipv4() => {
+                let message = format!("`target` {target} is not of the family of its VIP {vip}");
+                self.add(text.span(), message)
+            }
+            _ => Some(target),
+        }
+    }
+
+    fn icmp(&mut self, check: &Table) -> Option<Kind> {
+        if let Some(port) = &check.port {
+            return self.add(port.span(), "an icmp check has no port: remove `port`, or use `kind` \"tcp\" or \"udp\"");
+        }
+        self.no_udp_keys(check).then_some(Kind::Icmp)
+    }
+
+    fn tcp(&mut self, check: &Table, vip_port: Option<u16>) -> Option<Kind> {
+        let port = self.check_port(check, vip_port);
+        let clean = self.no_udp_keys(check);
+        port.filter(|_| clean).map(|port| Kind::Tcp { port })
+    }
+
+    fn udp(&mut self, check: &Table, vip_port: Option<u16>) -> Option<Kind> {
+        let port = self.check_port(check, vip_port);
+        let payload = optional(check.payload.as_ref(), |hex| self.bytes("payload", hex));
+        let expect = optional(check.expect.as_ref(), |hex| self.bytes("expect", hex));
+        let require_reply = check.require_reply.as_ref().is_some_and(|require| *require.get_ref());
+        Some(Kind::Udp { port: port?, payload: payload?.unwrap_or_default(), expect: expect?, require_reply })
+    }
+
+    /// The check's own port, else the VIP's. Nothing is said about a VIP port that was itself a mistake.
+    fn check_port(&mut self, check: &Table, vip_port: Option<u16>) -> Option<u16> {
+        match (&check.port, vip_port) {
+            (Some(port), _) => self.integer("port", port, 1..=u16::MAX),
+            (None, Some(0)) => {
+                let kind = check.kind.get_ref();
+                let message = format!(
+                    "a {kind} check of a VIP with port 0 (all ports) needs a `port` of its own (1..=65535), or `kind` \"icmp\""
+                );
+                self.add(check.kind.span(), message)
+            }
+            (None, port) => port,
+        }
+    }
+
+    /// Whether the keys that only a udp check has are absent.
+    fn no_udp_keys(&mut self, check: &Table) -> bool {
+        let spans = [
+            ("payload", check.payload.as_ref().map(Spanned::span)),
+            ("expect", check.expect.as_ref().map(Spanned::span)),
+            ("require_reply", check.require_reply.as_ref().map(Spanned::span)),
+        ];
+        let kind = check.kind.get_ref();
+        let stray = spans.into_iter().filter_map(|(key, span)| Some((key, span?)));
+        let before = self.0.len();
+        self.0.extend(
+            stray.map(|(key, span)| Mistake::new(span, format!("`{key}` belongs to a udp check; this one is {kind}"))),
+        );
+        self.0.len() == before
+    }
+
+    /// When a check asks; what the clock does not name is as in `base`.
+    pub fn timing(&mut self, clock: &Clock<'_>, base: Timing) -> Option<Timing> {
+        let interval = optional(clock.interval, |span| self.duration("interval", span, &INTERVAL));
+        let timeout = optional(clock.timeout, |span| self.duration("timeout", span, &TIMEOUT));
+        let rise = optional(clock.rise, |count| self.integer("rise", count, COUNT));
+        let fall = optional(clock.fall, |count| self.integer("fall", count, COUNT));
+
+        let interval = interval?.unwrap_or(base.interval);
+        // Named beside an interval, it must fit it; inherited, it is cut to fit.
+        let fast =
+            optional(clock.fast_interval, |span| self.duration("fast_interval", span, &(*INTERVAL.start()..=interval)));
+        Some(Timing {
+            interval,
+            timeout: timeout?.unwrap_or(base.timeout),
+            fast_interval: fast?.unwrap_or(base.fast_interval.min(interval)),
+            rise: rise?.unwrap_or(base.rise),
+            fall: fall?.unwrap_or(base.fall),
+        })
+    }
+}
