@@ -1,8 +1,11 @@
 //! Packets on their way to the socket: one buffer for many.
 
-use std::{net::Ipv4Addr, ops::Range};
+use std::{net::IpAddr, ops::Range};
 
-use crate::codec::{Inner, Outer, encode};
+use crate::{
+    codec::{Inner, encode},
+    ends::Ends,
+};
 
 /// Which probe a packet is: a check and the number of its probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,28 +26,28 @@ pub struct Batch {
 #[derive(Debug)]
 struct Entry {
     range: Range<usize>,
-    destination: Ipv4Addr,
+    destination: IpAddr,
     probe: Option<ProbeId>,
 }
 
 /// One packet of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outgoing<'a> {
-    /// From the outer IPv4 header on.
+    /// From the outer IP header on.
     pub bytes: &'a [u8],
     /// The real.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// The probe whose result depends on it; `None` for RSTs.
     pub probe: Option<ProbeId>,
 }
 
 impl Batch {
-    /// Appends a packet; false if it is too long for IPv4.
-    pub fn push(&mut self, outer: Outer, inner: &Inner<'_>, probe: Option<ProbeId>) -> bool {
+    /// Appends a packet; false if there is no such: see [`encode`].
+    pub fn push(&mut self, outer: Ends, inner: &Inner<'_>, probe: Option<ProbeId>) -> bool {
         let start = self.bytes.len();
         let encoded = encode(outer, inner, &mut self.bytes).is_some();
         if encoded {
-            self.packets.push(Entry { range: start..self.bytes.len(), destination: outer.real, probe });
+            self.packets.push(Entry { range: start..self.bytes.len(), destination: outer.destination(), probe });
         }
         encoded
     }

@@ -105,7 +105,9 @@ impl Capture {
         let Settings { interfaces, outer_source, ports, .. } = settings;
         let claim = Claim::take(ports)?;
         let host_mask = outer_source.map_or(0, OuterSource::host_mask).to_be();
+        // Without the kernel's types, which the program does not ask for: reading them takes longer than all the rest.
         let mut program = EbpfLoader::new()
+            .btf(None)
             .override_global("PORTS", &Ports { first: *ports.start(), last: *ports.end() }, true)
             .override_global("HOST_MASK", &host_mask, true)
             .load(PROBE_CAPTURE)?;

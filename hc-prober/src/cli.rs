@@ -1,9 +1,15 @@
 //! The command line.
 
-use std::{fmt, net::IpAddr, process::ExitCode, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+    process::ExitCode,
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use hc_prober::{Check, CheckKey, Kind, OuterSource, Timing};
+use hc_prober::{Check, CheckKey, Kind, OuterSource, Settings, Timing};
 
 /// Health checks that take the path of the traffic: through the tunnel to the real, answered from the VIP.
 #[derive(Debug, Parser)]
@@ -27,10 +33,10 @@ pub(crate) enum Command {
 /// What to check.
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
-    /// The real: where the tunnel ends.
+    /// The real: where the tunnel ends. IPv4 or IPv6.
     #[arg(long, value_name = "ADDRESS")]
     real: IpAddr,
-    /// The VIP: the inner destination.
+    /// The VIP: the inner destination. IPv4, or IPv6 if the real's address is.
     #[arg(long, value_name = "ADDRESS")]
     vip: IpAddr,
     #[command(flatten)]
@@ -44,10 +50,11 @@ pub(crate) struct CheckArgs {
     /// UDP: silence means down. Otherwise an echo request alongside decides.
     #[arg(long, conflicts_with_all = ["icmp", "tcp"])]
     require_reply: bool,
-    /// Source of the outer and the inner header, or a prefix from which the outer header takes its source, another one each
-    /// check [default: what the route to the real prefers].
-    #[arg(long, value_name = "ADDRESS|PREFIX")]
-    pub(crate) source: Option<OuterSource>,
+    /// Source of the outer and the inner header, or an IPv4 prefix from which the outer header takes its source, another one
+    /// each check; once for each family that the headers have [default: what the route to the real prefers; of an IPv4
+    /// header within IPv6: what the route to the VIP prefers].
+    #[arg(long, value_name = "ADDRESS|PREFIX", action = ArgAction::Append)]
+    source: Vec<Source>,
     /// Capture replies on this interface; may be given several times [default: the one that leads to the real].
     #[arg(long, value_name = "NAME", action = ArgAction::Append)]
     pub(crate) interface: Vec<String>,
@@ -143,9 +150,40 @@ impl CheckArgs {
         Ok(Check { key, timing: Timing { timeout: self.timeout, ..Timing::default() } })
     }
 
+    /// How to go about it.
+    pub(crate) fn settings(&self) -> Result<Settings, Box<dyn std::error::Error>> {
+        let mut settings = Settings::new(self.interface.clone())?;
+        for source in &self.source {
+            let is_second = match *source {
+                Source::V4(source) => settings.outer_source.replace(source).is_some(),
+                Source::V6(source) => settings.outer_source6.replace(source).is_some(),
+            };
+            if is_second {
+                return Err("--source: allowed is one of each address family".into());
+            }
+        }
+        Ok(settings)
+    }
+
     /// From one check to the next.
     pub(crate) fn pace(&self) -> Duration {
         Duration::from_secs(1).checked_div(self.rate).unwrap_or_default()
+    }
+}
+
+/// Source of the headers of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    V4(OuterSource),
+    V6(Ipv6Addr),
+}
+
+impl FromStr for Source {
+    type Err = <OuterSource as FromStr>::Err;
+
+    /// What is no IPv6 address is to be IPv4, so that the error tells what is allowed there.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self::V6).or_else(|_| text.parse().map(Self::V4))
     }
 }
 
@@ -192,9 +230,13 @@ mod tests {
     #[test]
     fn source_is_an_address_or_a_prefix() {
         for source in ["198.18.221.11", "198.18.221.0/28"] {
-            let args = parse(&["--icmp", "--source", source]).unwrap();
-            assert_eq!(args.source.unwrap().to_string(), source);
+            let args = parse(&["--icmp", "--source", source, "--source", "fd00::11"]).unwrap();
+            let settings = args.settings().unwrap();
+            assert_eq!(settings.outer_source.unwrap().to_string(), source);
+            assert_eq!(settings.outer_source6.unwrap().to_string(), "fd00::11");
         }
+        let twice = parse(&["--icmp", "--source", "fd00::11", "--source", "fd00::12"]).unwrap();
+        assert!(twice.settings().unwrap_err().to_string().contains("one of each address family"));
         let refused = parse(&["--icmp", "--source", "198.18.221.1/28"]).unwrap_err().to_string();
         assert!(refused.contains("host bits set: allowed is"), "{refused}");
     }

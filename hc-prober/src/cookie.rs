@@ -1,14 +1,16 @@
 //! Keyed cookies: what a genuine answer must give back, and nobody but the probe's receiver can know.
 
-use std::{hash::Hasher, net::Ipv4Addr};
+use std::hash::Hasher;
 
 use siphasher::sip::SipHasher24;
+
+use crate::ends::Ends;
 
 /// Transport protocol of the inner packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Protocol {
-    /// ICMP echo.
+    /// ICMP or ICMPv6 echo.
     Icmp = 1,
     /// TCP.
     Tcp = 6,
@@ -20,10 +22,8 @@ pub enum Protocol {
 /// told apart by our port alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LaneKey {
-    /// Inner source: ours.
-    pub local: Ipv4Addr,
-    /// Inner destination: the VIP.
-    pub target: Ipv4Addr,
+    /// Inner source, ours, and destination, the VIP.
+    pub ends: Ends,
     /// Inner protocol.
     pub protocol: Protocol,
     /// Destination port, host byte order; 0 for ICMP.
@@ -34,8 +34,8 @@ pub struct LaneKey {
 #[derive(Clone)]
 pub struct Cookies(SipHasher24);
 
-/// What is proved by which field: 32 bits by a TCP acknowledgement, 64 by an echo reply, 16 or more by an ICMP error's
-/// quotation. A UDP reply quotes nothing: its proof is the unpredictable source port, some 12 bits.
+/// What is proved by which field: 32 bits by a TCP acknowledgement, 64 by an echo reply, 16 (ICMPv6: 20) or more by an ICMP
+/// error's quotation. A UDP reply quotes nothing: its proof is the unpredictable source port, some 12 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cookie(u64);
 
@@ -72,8 +72,16 @@ impl Cookies {
 
     fn lane(&self, lane: &LaneKey) -> SipHasher24 {
         let mut hasher = self.0;
-        hasher.write_u32(lane.local.to_bits());
-        hasher.write_u32(lane.target.to_bits());
+        match lane.ends {
+            Ends::V4 { source, destination } => {
+                hasher.write_u32(source.to_bits());
+                hasher.write_u32(destination.to_bits());
+            }
+            Ends::V6 { source, destination } => {
+                hasher.write_u128(source.to_bits());
+                hasher.write_u128(destination.to_bits());
+            }
+        }
         hasher.write_u8(lane.protocol as u8);
         hasher.write_u16(lane.port);
         hasher
@@ -101,11 +109,17 @@ impl Cookie {
         u32::from_be_bytes([a, b, c, d])
     }
 
-    /// Identification of the inner IPv4 header; never 0, which some stacks replace.
+    /// What an ICMP error gives back of the inner header: the identification of IPv4's, the flow label of IPv6's. Never 0,
+    /// which some stacks and routers replace.
     #[must_use]
-    pub fn ip_id(self) -> u16 {
-        let [a, b, ..] = self.bytes();
-        u16::from_be_bytes([a, b]).max(1)
+    pub fn tag(self, ends: Ends) -> u32 {
+        let [a, b, .., c] = self.bytes();
+        let id = u32::from(u16::from_be_bytes([a, b]));
+        match ends {
+            Ends::V4 { .. } => id,
+            Ends::V6 { .. } => id << 4 | u32::from(c & 0x0f),
+        }
+        .max(1)
     }
 
     /// ICMP echo sequence number.
@@ -119,10 +133,11 @@ impl Cookie {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv4Addr;
 
+    const SOURCE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
     const LANE: LaneKey = LaneKey {
-        local: Ipv4Addr::new(198, 18, 0, 1),
-        target: Ipv4Addr::new(198, 19, 0, 1),
+        ends: Ends::V4 { source: SOURCE, destination: Ipv4Addr::new(198, 19, 0, 1) },
         protocol: Protocol::Tcp,
         port: 80,
     };
@@ -139,13 +154,17 @@ mod tests {
         let cookie = cookies.cookie(&LANE, 61000, 3);
         let other = LaneKey { port: 81, ..LANE };
         let udp = LaneKey { protocol: Protocol::Udp, ..LANE };
-        let target = LaneKey { target: Ipv4Addr::new(198, 19, 0, 2), ..LANE };
+        let destination = Ipv4Addr::new(198, 19, 0, 2);
+        let target = LaneKey { ends: Ends::V4 { source: SOURCE, destination }, ..LANE };
+        let (source, destination) = (SOURCE.to_ipv6_mapped(), Ipv4Addr::new(198, 19, 0, 1).to_ipv6_mapped());
+        let family = LaneKey { ends: Ends::V6 { source, destination }, ..LANE };
         for different in [
             cookies.cookie(&LANE, 61001, 3),
             cookies.cookie(&LANE, 61000, 4),
             cookies.cookie(&other, 61000, 3),
             cookies.cookie(&udp, 61000, 3),
             cookies.cookie(&target, 61000, 3),
+            cookies.cookie(&family, 61000, 3),
             Cookies::new(&[8; 16]).cookie(&LANE, 61000, 3),
         ] {
             assert_ne!(cookie.sequence(), different.sequence());

@@ -3,8 +3,9 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     ops::RangeInclusive,
+    sync::Arc,
     time::Duration,
 };
 
@@ -43,7 +44,7 @@ pub struct Planned {
     /// The check.
     pub check: Check,
     /// The addresses, or why it cannot be sent now.
-    pub path: Result<Path, Detail>,
+    pub path: Result<Arc<Path>, Detail>,
 }
 
 /// What the engine wants done.
@@ -79,7 +80,7 @@ pub struct Engine {
     sends: Queue<u32>,
     /// Probes, by when their time is up.
     expiries: Queue<ProbeId>,
-    evidence: HashMap<Ipv4Addr, (IcmpError, Monotonic)>,
+    evidence: HashMap<IpAddr, (IcmpError, Monotonic)>,
     /// Of each real with UDP checks.
     rations: HashMap<IpAddr, Ration>,
     counters: Counters,
@@ -149,7 +150,7 @@ impl Engine {
     pub fn set_path(&mut self, planned: &Planned) {
         let number = self.numbers.get(&planned.check.key).copied();
         if let Some(subject) = number.and_then(|number| self.subject(number)) {
-            subject.path = planned.path;
+            subject.path.clone_from(&planned.path);
         }
     }
 
@@ -216,11 +217,12 @@ impl Engine {
     /// Sends a probe of a check now.
     pub fn launch(&mut self, number: u32, now: Monotonic, out: &mut Output) {
         let Some(subject) = self.subject(number) else { return };
-        let (kind, path, timeout) = (subject.check.key.kind.clone(), subject.path, subject.check.timing.timeout);
+        let (kind, path, timeout) =
+            (subject.check.key.kind.clone(), subject.path.clone(), subject.check.timing.timeout);
         let probe = ProbeId { check: number, serial: subject.next_serial() };
         subject.launched(now);
         self.counters.sent += 1;
-        let launched = path.and_then(|path| self.encode(probe, &kind, path, now, out));
+        let launched = path.and_then(|path| self.encode(probe, &kind, &path, now, out));
         if let Err(detail) = launched {
             return self.not_sent(probe, detail, now, out);
         }
@@ -252,7 +254,7 @@ impl Engine {
         &mut self,
         probe: ProbeId,
         kind: &Kind,
-        path: Path,
+        path: &Arc<Path>,
         now: Monotonic,
         out: &mut Output,
     ) -> Result<(), Detail> {
@@ -265,7 +267,7 @@ impl Engine {
             }
             Kind::Udp { port, payload, require_reply, .. } => {
                 let (from, cookie) = self.depart(probe, path, Protocol::Udp, *port, false, now)?;
-                self.rations.entry(path.real.into()).or_default().departed(now);
+                self.rations.entry(path.tunnel.real()).or_default().departed(now);
                 let ours = cookie.bytes();
                 let payload = if payload.is_empty() { ours.as_slice() } else { payload.as_slice() };
                 push(out, probe, path, cookie, Segment::Datagram { from, to: *port, payload })?;
@@ -278,7 +280,7 @@ impl Engine {
     fn push_echo(
         &mut self,
         probe: ProbeId,
-        path: Path,
+        path: &Arc<Path>,
         companion: bool,
         now: Monotonic,
         out: &mut Output,
@@ -292,21 +294,21 @@ impl Engine {
     fn depart(
         &mut self,
         probe: ProbeId,
-        path: Path,
+        path: &Arc<Path>,
         protocol: Protocol,
         port: u16,
         companion: bool,
         now: Monotonic,
     ) -> Result<(u16, Cookie), Detail> {
         let rest = self.subject(probe.check).map_or(MEMORY, |subject| subject.check.timing.timeout);
-        let key = LaneKey { local: path.inner_source, target: path.target, protocol, port };
+        let key = LaneKey { ends: path.inner, protocol, port };
         let (cookies, ports) = (&self.cookies, &self.ports);
         let lane = self.lanes.entry(key).or_insert_with(|| Lane::new(ports, cookies.rotation(&key), MEMORY));
         let flight = Flight {
             check: probe.check,
             serial: probe.serial,
             sent_at: now,
-            outer: path.outer(probe),
+            path: Arc::clone(path),
             companion,
             answered: false,
         };
@@ -314,7 +316,7 @@ impl Engine {
         Ok((from, cookies.cookie(&key, from, epoch)))
     }
 
-    /// A captured packet, from its IPv4 header on, that arrived at `at`.
+    /// A captured packet, from its IP header on, that arrived at `at`.
     pub fn receive(&mut self, bytes: &[u8], at: Monotonic, out: &mut Output) {
         match parse(bytes) {
             None => self.counters.malformed += 1,
@@ -332,12 +334,12 @@ impl Engine {
             return;
         };
         let cookie = self.cookies.cookie(key, port, epoch);
-        match prove(answer, key.protocol, cookie) {
+        match prove(answer, key, cookie) {
             Proof::Forged => self.counters.forged += 1,
             Proof::Neutral => self.counters.neutral += 1,
             Proof::Genuine => {
                 let repeated = std::mem::replace(&mut flight.answered, true);
-                let flight = *flight;
+                let flight = flight.clone();
                 let syn_ack = matches!(answer, Answer::SynAck { .. });
                 if syn_ack {
                     self.reset(key, port, cookie, &flight, out);
@@ -351,15 +353,16 @@ impl Engine {
     fn reset(&mut self, key: &LaneKey, from: u16, cookie: Cookie, flight: &Flight, out: &mut Output) {
         let sequence = cookie.sequence().wrapping_add(1);
         let segment = Segment::Rst { from, to: key.port, sequence };
-        let inner = Inner { source: key.local, target: key.target, id: cookie.ip_id(), segment };
-        if out.packets.push(flight.outer, &inner, None) {
+        let inner = Inner { ends: key.ends, tag: cookie.tag(key.ends), segment };
+        let probe = ProbeId { check: flight.check, serial: flight.serial };
+        if out.packets.push(flight.path.outer(probe), &inner, None) {
             self.counters.resets += 1;
         }
     }
 
     fn genuine(&mut self, flight: &Flight, answer: &Answer<'_>, repeated: bool, at: Monotonic, out: &mut Output) {
         let probe = ProbeId { check: flight.check, serial: flight.serial };
-        if let (Answer::Error { .. }, Some(ration)) = (answer, self.rations.get_mut(&flight.outer.real.into())) {
+        if let (Answer::Error { .. }, Some(ration)) = (answer, self.rations.get_mut(&flight.path.tunnel.real())) {
             ration.refused(flight.sent_at, MEMORY);
         }
         if flight.companion {
@@ -371,8 +374,7 @@ impl Engine {
             *counter += 1;
             return;
         };
-        let target = subject.path.map_or(Ipv4Addr::UNSPECIFIED, |path| path.target);
-        let Some(finding) = interpret(answer, &subject.check.key.kind, target) else {
+        let Some(finding) = interpret(answer, &subject.check.key.kind, flight.path.inner.destination()) else {
             self.counters.neutral += 1;
             return;
         };
@@ -408,7 +410,7 @@ impl Engine {
         if !subject.is_open(probe.serial) {
             return;
         }
-        let evidence = subject.path.ok().and_then(|path| self.evidence.get(&path.real));
+        let evidence = self.evidence.get(&subject.check.key.real);
         let evidence =
             evidence.filter(|(_, at)| now.since(*at) < EVIDENCE_LIFE).map(|(error, _)| Detail::Outer(*error));
         let ration = self.rations.get(&subject.check.key.real);
@@ -483,7 +485,7 @@ fn hastened(subject: &Subject, fast: Duration) -> Option<Monotonic> {
     (subject.machine.pending() && subject.next_at? > wish).then_some(wish)
 }
 
-fn push(out: &mut Output, probe: ProbeId, path: Path, cookie: Cookie, segment: Segment<'_>) -> Result<(), Detail> {
-    let inner = Inner { source: path.inner_source, target: path.target, id: cookie.ip_id(), segment };
+fn push(out: &mut Output, probe: ProbeId, path: &Path, cookie: Cookie, segment: Segment<'_>) -> Result<(), Detail> {
+    let inner = Inner { ends: path.inner, tag: cookie.tag(path.inner), segment };
     out.packets.push(path.outer(probe), &inner, Some(probe)).then_some(()).ok_or(Detail::TooLong)
 }

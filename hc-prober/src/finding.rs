@@ -1,11 +1,11 @@
 //! What an answer proves, and what it means.
 
-use std::{fmt, net::Ipv4Addr, time::Duration};
+use std::{fmt, net::IpAddr, time::Duration};
 
 use crate::{
     check::Kind,
-    cookie::{Cookie, Protocol},
-    reply::{Answer, IcmpError},
+    cookie::{Cookie, LaneKey, Protocol},
+    reply::{Answer, IcmpError, Trouble},
     report::{Reason, Severity},
     state::Event,
 };
@@ -61,18 +61,20 @@ pub enum Detail {
     NoPort,
     /// The payload does not fit in a packet.
     TooLong,
-    /// An address family that cannot be probed yet.
-    Family,
+    /// No route to the target, which would say what of ours to send from inside the tunnel, with this error number.
+    NoSource(i32),
+    /// An IPv6 target in an IPv4 tunnel.
+    Encapsulation,
 }
 
 impl fmt::Display for Detail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Inner(error) if error.kind == 11 => {
+            Self::Inner(error) if error.trouble() == Trouble::TimeExceeded => {
                 write!(f, "{error} quoting the probe: it forwards, the target is not local there")
             }
             Self::Inner(error) => write!(f, "{error} quoting the probe"),
-            Self::Outer(error) if error.kind == 3 && matches!(error.code, 2 | 3) => {
+            Self::Outer(error) if error.refuses_tunnel() => {
                 write!(f, "{error} quoting the tunnel: no decapsulation there")
             }
             Self::Outer(error) => write!(f, "{error} quoting the tunnel"),
@@ -80,7 +82,14 @@ impl fmt::Display for Detail {
             Self::NoRoute(errno) => write!(f, "no route to the real: {}", std::io::Error::from_raw_os_error(*errno)),
             Self::NoPort => f.write_str("every source port awaits an answer"),
             Self::TooLong => f.write_str("the payload does not fit in a packet"),
-            Self::Family => f.write_str("only IPv4 reals and targets can be probed"),
+            Self::NoSource(errno) => {
+                let error = std::io::Error::from_raw_os_error(*errno);
+                write!(f, "no address of ours for the inner header: no route to the target: {error}")
+            }
+            Self::Encapsulation => f.write_str(
+                "an IPv6 target is reached through an IPv6 tunnel only, as the data plane has it: allowed is an IPv6 \
+                 address of the real",
+            ),
         }
     }
 }
@@ -88,17 +97,26 @@ impl fmt::Display for Detail {
 impl fmt::Display for IcmpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { from, kind, code } = self;
-        let name = match (kind, code) {
-            (3, 0) => "network unreachable",
-            (3, 1) => "host unreachable",
-            (3, 2) => "protocol unreachable",
-            (3, 3) => "port unreachable",
-            (3, 4) => "fragmentation needed",
-            (3, 9 | 10 | 13) => "administratively prohibited",
-            (11, 0) => "time exceeded",
-            _ => return write!(f, "ICMP {kind}/{code} from {from}"),
+        let name = match self.trouble() {
+            Trouble::NetworkUnreachable => "network unreachable",
+            Trouble::HostUnreachable => "host unreachable",
+            Trouble::ProtocolUnreachable => "protocol unreachable",
+            Trouble::PortUnreachable => "port unreachable",
+            Trouble::TooBig => "packet too big",
+            Trouble::Prohibited => "administratively prohibited",
+            Trouble::TimeExceeded => "time exceeded",
+            Trouble::Other => return write!(f, "ICMP {kind}/{code} from {from}"),
         };
         write!(f, "{name} from {from}")
+    }
+}
+
+impl IcmpError {
+    /// Whether it says, of a tunnel packet, that nothing takes it out of the tunnel: there is no such protocol there, or no
+    /// tunnel device that is up.
+    #[must_use]
+    pub fn refuses_tunnel(&self) -> bool {
+        matches!(self.trouble(), Trouble::ProtocolUnreachable | Trouble::PortUnreachable)
     }
 }
 
@@ -115,7 +133,7 @@ pub enum Proof {
 
 /// Checks an answer against the cookie of the probe that it claims to answer.
 #[must_use]
-pub fn prove(answer: &Answer<'_>, protocol: Protocol, cookie: Cookie) -> Proof {
+pub fn prove(answer: &Answer<'_>, lane: &LaneKey, cookie: Cookie) -> Proof {
     let genuine = match *answer {
         Answer::Echo { sequence, payload } => {
             sequence == cookie.echo_sequence() && payload.starts_with(&cookie.bytes())
@@ -127,13 +145,13 @@ pub fn prove(answer: &Answer<'_>, protocol: Protocol, cookie: Cookie) -> Proof {
         // Nothing but the port that it came to: see [`Cookie`]. So it is believed when it is the expected one, and another
         // does not end the wait.
         Answer::Datagram { .. } => true,
-        Answer::Error { id, sequence, .. } => {
-            let expected = match protocol {
+        Answer::Error { tag, sequence, .. } => {
+            let expected = match lane.protocol {
                 Protocol::Icmp => Some(u32::from(cookie.echo_sequence())),
                 Protocol::Tcp => Some(cookie.sequence()),
                 Protocol::Udp => None,
             };
-            id == cookie.ip_id() && sequence == expected
+            tag == cookie.tag(lane.ends) && sequence == expected
         }
         Answer::Ack => return Proof::Neutral,
         Answer::Unproven => false,
@@ -143,7 +161,7 @@ pub fn prove(answer: &Answer<'_>, protocol: Protocol, cookie: Cookie) -> Proof {
 
 /// What a genuine answer means to a check of `kind`; `None`: nothing.
 #[must_use]
-pub fn interpret(answer: &Answer<'_>, kind: &Kind, target: Ipv4Addr) -> Option<Finding> {
+pub fn interpret(answer: &Answer<'_>, kind: &Kind, target: IpAddr) -> Option<Finding> {
     match *answer {
         Answer::Echo { .. } => Some(Finding::pass(Reason::L3Ok)),
         Answer::SynAck { .. } => Some(Finding::pass(Reason::L4Ok)),
@@ -158,12 +176,12 @@ pub fn interpret(answer: &Answer<'_>, kind: &Kind, target: Ipv4Addr) -> Option<F
     }
 }
 
-fn interpret_error(error: IcmpError, kind: &Kind, target: Ipv4Addr) -> Option<Finding> {
+fn interpret_error(error: IcmpError, kind: &Kind, target: IpAddr) -> Option<Finding> {
     let detail = Some(Detail::Inner(error));
-    match (error.kind, error.code, kind) {
+    match (error.trouble(), kind) {
         // Probes are small: this says nothing about the service.
-        (3, 4, _) => None,
-        (3, 3, Kind::Udp { .. }) if error.from == target => {
+        (Trouble::TooBig, _) => None,
+        (Trouble::PortUnreachable, Kind::Udp { .. }) if error.from == target => {
             Some(Finding::fail(Severity::Soft, Reason::PortClosed, detail))
         }
         _ => Some(Finding::fail(Severity::Hard, Reason::Unreachable, detail)),

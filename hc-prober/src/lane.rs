@@ -4,12 +4,12 @@
 //! permutation of the range, so the record of what was sent from a port is found by arithmetic: no map, and no memory for
 //! ports that were not used lately.
 
-use std::{collections::VecDeque, ops::RangeInclusive, time::Duration};
+use std::{collections::VecDeque, ops::RangeInclusive, sync::Arc, time::Duration};
 
-use crate::{codec::Outer, time::Monotonic};
+use crate::{subject::Path, time::Monotonic};
 
 /// What was sent from a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flight {
     /// Which check.
     pub check: u32,
@@ -17,8 +17,8 @@ pub struct Flight {
     pub serial: u32,
     /// When.
     pub sent_at: Monotonic,
-    /// To which real, from which outer source: a late SYN-ACK is still reset when the check is long gone.
-    pub outer: Outer,
+    /// Which way: a late SYN-ACK is still reset when the check is long gone.
+    pub path: Arc<Path>,
     /// The echo request alongside a UDP probe.
     pub companion: bool,
     /// A genuine answer has come.
@@ -135,20 +135,17 @@ fn inverse(a: u64, m: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{ends::Ends, subject::Tunnel};
     use proptest::prelude::*;
     use std::{collections::HashSet, net::Ipv4Addr};
 
     const REST: Duration = Duration::from_secs(1);
 
     fn flight(serial: u32, at: u64) -> Flight {
-        Flight {
-            check: 0,
-            serial,
-            sent_at: Monotonic(at),
-            outer: Outer { source: Ipv4Addr::LOCALHOST, real: Ipv4Addr::LOCALHOST },
-            companion: false,
-            answered: false,
-        }
+        let here = Ipv4Addr::LOCALHOST;
+        let tunnel = Tunnel::V4 { source: here.into(), real: here };
+        let path = Path { tunnel, inner: Ends::V4 { source: here, destination: here } };
+        Flight { check: 0, serial, sent_at: Monotonic(at), path: Arc::new(path), companion: false, answered: false }
     }
 
     proptest! {

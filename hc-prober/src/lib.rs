@@ -18,6 +18,7 @@ pub mod codec;
 pub mod config;
 pub mod cookie;
 pub mod driver;
+pub mod ends;
 pub mod engine;
 pub mod finding;
 pub mod lane;

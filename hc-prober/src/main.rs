@@ -4,6 +4,7 @@ mod cli;
 
 use std::{
     io::{self, Write},
+    net::SocketAddr,
     process::ExitCode,
     time::Duration,
 };
@@ -11,7 +12,7 @@ use std::{
 use clap::Parser;
 use cli::{CheckArgs, Cli, Command, Exit, Output};
 use hc_prober::{
-    CheckKey, Kind, Settings,
+    CheckKey, Kind,
     session::{Session, Summary},
 };
 use serde_json::json;
@@ -46,9 +47,7 @@ fn main() -> ExitCode {
 /// Runs the check and prints one line (or object) that says what was found and why.
 fn check(args: &CheckArgs) -> Result<Exit, Box<dyn std::error::Error>> {
     let check = args.check()?;
-    let mut settings = Settings::new(args.interface.clone())?;
-    settings.outer_source = args.source;
-    let mut session = Session::open(&check, settings, args.count)?;
+    let mut session = Session::open(&check, args.settings()?, args.count)?;
     let summary = session.run(args.count, args.pace());
     let exit = match summary {
         Summary { failed: 1.., .. } => Exit::Down,
@@ -67,8 +66,8 @@ fn text(key: &CheckKey, summary: &Summary, exit: Exit, count: u64) -> String {
     let CheckKey { real, target, .. } = key;
     let what = match &key.kind {
         Kind::Icmp => format!("icmp {target}"),
-        Kind::Tcp { port } => format!("tcp {target}:{port}"),
-        Kind::Udp { port, .. } => format!("udp {target}:{port}"),
+        Kind::Tcp { port } => format!("tcp {}", SocketAddr::new(*target, *port)),
+        Kind::Udp { port, .. } => format!("udp {}", SocketAddr::new(*target, *port)),
     };
     let telling = summary.telling;
     let rtt = telling.and_then(|finding| finding.rtt).map(|rtt| format!(" in {:.3} ms", millis(rtt)));

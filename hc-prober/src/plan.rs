@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use lb_ebpf::probe::{INNER, OUTER, Watch};
@@ -10,54 +11,106 @@ use rtnetlink::Handle;
 
 use crate::{
     check::Check,
+    ends::Ends,
     engine::Planned,
     finding::Detail,
     route,
     settings::{OuterSource, Settings},
-    subject::Path,
+    subject::{Path, Tunnel},
 };
 
-/// Finds each check's addresses. The kernel is asked once for each real, and only if the outer source is not one address.
+/// Finds each check's addresses. The kernel is asked once for each address, and only for what is not set.
 pub async fn plan(checks: &[Check], settings: &Settings, routes: &Handle) -> Vec<Planned> {
-    let mut sources: HashMap<Ipv4Addr, Result<Ipv4Addr, Detail>> = HashMap::new();
+    let mut paths = Planner { settings, routes, sources: HashMap::new() };
     let mut planned = Vec::with_capacity(checks.len());
     for check in checks {
-        let path = match (check.key.real, check.key.target) {
-            (IpAddr::V4(real), IpAddr::V4(target)) => {
-                let source = match (settings.outer_source.and_then(OuterSource::only), sources.get(&real)) {
-                    (Some(source), _) => Ok(source),
-                    (None, Some(known)) => *known,
-                    (None, None) => source_for(real, routes).await,
-                };
-                sources.insert(real, source);
-                source.map(|source| Path {
-                    outer_source: settings.outer_source.unwrap_or(source.into()),
-                    inner_source: settings.inner_source.unwrap_or(source),
-                    real,
-                    target,
-                })
-            }
-            (IpAddr::V4(_) | IpAddr::V6(_), _) => Err(Detail::Family),
-        };
+        let path = paths.path(check.key.real, check.key.target).await.map(Arc::new);
         planned.push(Planned { check: check.clone(), path });
     }
     planned
 }
 
-async fn source_for(real: Ipv4Addr, routes: &Handle) -> Result<Ipv4Addr, Detail> {
-    let route = route::lookup(routes, real).await;
-    route.map(|route| route.source).map_err(|error| Detail::NoRoute(error.raw_os_error().unwrap_or(libc::ENETUNREACH)))
+struct Planner<'a> {
+    settings: &'a Settings,
+    routes: &'a Handle,
+    /// What the route to an address prefers as source, or the error number.
+    sources: HashMap<IpAddr, Result<IpAddr, i32>>,
+}
+
+impl Planner<'_> {
+    async fn path(&mut self, real: IpAddr, target: IpAddr) -> Result<Path, Detail> {
+        match (real, target) {
+            (IpAddr::V4(real), IpAddr::V4(target)) => {
+                let tunnel = self.tunnel(real).await.map_err(Detail::NoRoute)?;
+                let source = self.inner_source(real).await.map_err(Detail::NoRoute)?;
+                Ok(Path { tunnel, inner: Ends::V4 { source, destination: target } })
+            }
+            (IpAddr::V6(real), IpAddr::V4(target)) => {
+                let source = self.outer_source6(real).await.map_err(Detail::NoRoute)?;
+                let tunnel = Tunnel::V6 { source, real };
+                let source = self.inner_source(target).await.map_err(Detail::NoSource)?;
+                Ok(Path { tunnel, inner: Ends::V4 { source, destination: target } })
+            }
+            (IpAddr::V6(real), IpAddr::V6(target)) => {
+                let source = self.outer_source6(real).await.map_err(Detail::NoRoute)?;
+                Ok(Path { tunnel: Tunnel::V6 { source, real }, inner: Ends::V6 { source, destination: target } })
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) => Err(Detail::Encapsulation),
+        }
+    }
+
+    async fn tunnel(&mut self, real: Ipv4Addr) -> Result<Tunnel, i32> {
+        let source = match self.settings.outer_source {
+            Some(source) => source,
+            None => self.routed(real).await?.into(),
+        };
+        Ok(Tunnel::V4 { source, real })
+    }
+
+    async fn outer_source6(&mut self, real: Ipv6Addr) -> Result<Ipv6Addr, i32> {
+        if let Some(source) = self.settings.outer_source6 {
+            return Ok(source);
+        }
+        match self.source(real.into()).await? {
+            IpAddr::V6(source) => Ok(source),
+            IpAddr::V4(_) => Err(libc::EADDRNOTAVAIL),
+        }
+    }
+
+    async fn inner_source(&mut self, towards: Ipv4Addr) -> Result<Ipv4Addr, i32> {
+        let settings = self.settings;
+        match settings.inner_source.or_else(|| settings.outer_source.and_then(OuterSource::only)) {
+            Some(source) => Ok(source),
+            None => self.routed(towards).await,
+        }
+    }
+
+    async fn routed(&mut self, towards: Ipv4Addr) -> Result<Ipv4Addr, i32> {
+        match self.source(towards.into()).await? {
+            IpAddr::V4(source) => Ok(source),
+            IpAddr::V6(_) => Err(libc::EADDRNOTAVAIL),
+        }
+    }
+
+    async fn source(&mut self, towards: IpAddr) -> Result<IpAddr, i32> {
+        if let Some(known) = self.sources.get(&towards) {
+            return *known;
+        }
+        let found = route::lookup(self.routes, towards).await.map(|route| route.source);
+        let found = found.map_err(|error| error.raw_os_error().unwrap_or(libc::ENETUNREACH));
+        self.sources.insert(towards, found);
+        found
+    }
 }
 
 /// What must be captured for these checks. The capture knows all outer sources by the first.
 #[must_use]
 pub fn watches(planned: &[Planned]) -> HashMap<Watch, u32> {
     let mut watches = HashMap::new();
-    for path in planned.iter().filter_map(|planned| planned.path.ok()) {
-        let inner = Watch { local: path.inner_source.octets(), remote: path.target.octets() };
-        let outer = Watch { local: path.outer_source.first().octets(), remote: path.real.octets() };
-        *watches.entry(inner).or_default() |= INNER;
-        *watches.entry(outer).or_default() |= OUTER;
+    for path in planned.iter().filter_map(|planned| planned.path.as_ref().ok()) {
+        for (ends, role) in [(path.inner, INNER), (path.tunnel.ends(0), OUTER)] {
+            *watches.entry(Watch::new(ends.source(), ends.destination())).or_default() |= role;
+        }
     }
     watches
 }

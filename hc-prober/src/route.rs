@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use futures::TryStreamExt;
@@ -15,15 +15,18 @@ pub struct Route {
     /// Index of the outgoing interface.
     pub interface: u32,
     /// Preferred source address.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
 }
 
-/// Asks the kernel for the route to `address`, with the source `from` if one is given.
+/// Asks the kernel for the route to `address`.
 ///
 /// # Errors
 /// There is none (the kernel's error number), or it has no source address.
-pub async fn lookup(handle: &Handle, address: Ipv4Addr) -> io::Result<Route> {
-    let request = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
+pub async fn lookup(handle: &Handle, address: IpAddr) -> io::Result<Route> {
+    let request = match address {
+        IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
+        IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build(),
+    };
     let mut answers = Box::pin(handle.route().get(request).execute());
     let route = match answers.try_next().await {
         Ok(Some(route)) => route,
@@ -35,7 +38,8 @@ pub async fn lookup(handle: &Handle, address: Ipv4Addr) -> io::Result<Route> {
     for attribute in route.attributes {
         match attribute {
             RouteAttribute::Oif(index) => found.0 = Some(index),
-            RouteAttribute::PrefSource(RouteAddress::Inet(source)) => found.1 = Some(source),
+            RouteAttribute::PrefSource(RouteAddress::Inet(source)) => found.1 = Some(source.into()),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(source)) => found.1 = Some(source.into()),
             _ => {}
         }
     }
@@ -50,9 +54,6 @@ pub async fn lookup(handle: &Handle, address: Ipv4Addr) -> io::Result<Route> {
 /// # Errors
 /// No route, or the interface has just gone.
 pub async fn interface_to(handle: &Handle, address: IpAddr) -> io::Result<String> {
-    let IpAddr::V4(address) = address else {
-        return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
-    };
     let route = lookup(handle, address).await?;
     let name = nix::net::if_::if_indextoname(route.interface)?;
     name.into_string().map_err(io::Error::other)

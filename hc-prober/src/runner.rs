@@ -21,6 +21,7 @@ use crate::{
     capture::{Capture, CaptureError, Watched},
     driver::{Driver, now},
     engine::{Engine, Output, Planned},
+    finding::Detail,
     plan::{plan, watches},
     settings::shared_port,
     subject::Subject,
@@ -181,7 +182,7 @@ struct Runner {
     arrival: AsyncFd<OwnedFd>,
     watched: Watched,
     wanted: HashMap<Watch, u32>,
-    /// Checks whose real had no route.
+    /// Checks whose real or target had no route.
     unrouted: Vec<Check>,
     routes: Handle,
     inbox: mpsc::UnboundedReceiver<Command>,
@@ -312,7 +313,7 @@ fn arrivals(capture: &Capture) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 fn unrouted(planned: &[Planned]) -> Vec<Check> {
-    let has_no_route = |planned: &&Planned| matches!(planned.path, Err(crate::finding::Detail::NoRoute(_)));
+    let has_no_route = |planned: &&Planned| matches!(planned.path, Err(Detail::NoRoute(_) | Detail::NoSource(_)));
     planned.iter().filter(has_no_route).map(|planned| planned.check.clone()).collect()
 }
 

@@ -99,12 +99,12 @@ impl Session {
             }
             Ok::<_, SessionError>(plan(std::slice::from_ref(check), &settings, &routes).await)
         })?;
-        let mut driver = open_when_free(&mut settings, count, check.timing.timeout * PATIENCE)?;
-        Watched::default().update(&mut driver.capture, &watches(&planned), now())?;
         let planned = planned.into_iter().next().ok_or(SessionError::Start)?;
         if let Err(detail) = planned.path {
             return Err(SessionError::Plan(detail));
         }
+        let mut driver = open_when_free(&mut settings, count, check.timing.timeout * PATIENCE)?;
+        Watched::default().update(&mut driver.capture, &watches(std::slice::from_ref(&planned)), now())?;
         let number = driver.engine.add(planned, now()).ok_or(SessionError::Start)?;
         Ok(Self { driver, number, window: settings.ports.len() })
     }

@@ -1,6 +1,9 @@
 //! How a prober is set up.
 
-use std::{net::Ipv4Addr, ops::RangeInclusive};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+};
 
 pub use lb_ebpf::source::OuterSource;
 
@@ -22,11 +25,13 @@ pub const ONE_SHOT_BLOCK: u16 = 64;
 pub struct Settings {
     /// Interfaces on whose ingress replies are captured.
     pub interfaces: Vec<String>,
-    /// Source of the outer header, the one that the data plane uses; a check's probes take the addresses of a prefix in
+    /// Source of outer IPv4 headers, the one that the data plane uses; a check's probes take the addresses of a prefix in
     /// turn. `None`: what the route to the real prefers.
     pub outer_source: Option<OuterSource>,
-    /// Source of the inner header: where the real's answer goes. `None`: the outer source if that is one address, otherwise
-    /// what the route to the real prefers.
+    /// Source of outer IPv6 headers, and of IPv6 headers within. `None`: what the route to the real prefers.
+    pub outer_source6: Option<Ipv6Addr>,
+    /// Source of inner IPv4 headers: where the real's answer goes. `None`: the outer source if that is one address, otherwise
+    /// what the route to the real prefers; to the target, if the real's address is IPv6.
     pub inner_source: Option<Ipv4Addr>,
     /// Source ports and ICMP identifiers, host byte order. No two probers in a network namespace may share any.
     pub ports: RangeInclusive<u16>,
@@ -42,7 +47,14 @@ impl Settings {
     pub fn new(interfaces: Vec<String>) -> std::io::Result<Self> {
         let mut secret = [0; 16];
         fill_random(&mut secret)?;
-        Ok(Self { interfaces, outer_source: None, inner_source: None, ports: DAEMON_PORTS, secret })
+        Ok(Self {
+            interfaces,
+            outer_source: None,
+            outer_source6: None,
+            inner_source: None,
+            ports: DAEMON_PORTS,
+            secret,
+        })
     }
 }
 

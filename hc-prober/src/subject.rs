@@ -1,11 +1,16 @@
 //! One check under way: its probes that await results, and its verdict.
 
-use std::{collections::VecDeque, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     batch::ProbeId,
     check::{Check, Kind},
-    codec::Outer,
+    ends::Ends,
     finding::{Detail, Finding},
     ration::{Ration, Silence},
     report::{Reason, Severity, State},
@@ -14,25 +19,60 @@ use crate::{
     time::Monotonic,
 };
 
+/// The tunnel to a real.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tunnel {
+    /// Outer headers are IPv4.
+    V4 {
+        /// What they have as their source.
+        source: OuterSource,
+        /// The real.
+        real: Ipv4Addr,
+    },
+    /// Outer headers are IPv6.
+    V6 {
+        /// What they have as their source.
+        source: Ipv6Addr,
+        /// The real.
+        real: Ipv6Addr,
+    },
+}
+
+impl Tunnel {
+    /// Destination of the outer header.
+    #[must_use]
+    pub fn real(&self) -> IpAddr {
+        match *self {
+            Self::V4 { real, .. } => real.into(),
+            Self::V6 { real, .. } => real.into(),
+        }
+    }
+
+    /// The outer addresses whose turn it is the `n`th time; turn 0 is that of a prefix's first address.
+    #[must_use]
+    pub fn ends(&self, n: u32) -> Ends {
+        match *self {
+            Self::V4 { source, real } => Ends::V4 { source: source.turn(n), destination: real },
+            Self::V6 { source, real } => Ends::V6 { source, destination: real },
+        }
+    }
+}
+
 /// The addresses of a check's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// Source of the outer header, or what it is taken from.
-    pub outer_source: OuterSource,
-    /// Source of the inner header.
-    pub inner_source: Ipv4Addr,
-    /// Destination of the outer header.
-    pub real: Ipv4Addr,
-    /// Destination of the inner header.
-    pub target: Ipv4Addr,
+    /// Outside.
+    pub tunnel: Tunnel,
+    /// Inside: from us to the target.
+    pub inner: Ends,
 }
 
 impl Path {
     /// The outer addresses of a probe. The sources take turns: each probe of a check has the one after its predecessor's,
     /// and each check begins with the one after its predecessor's.
     #[must_use]
-    pub fn outer(&self, probe: ProbeId) -> Outer {
-        Outer { source: self.outer_source.turn(probe.check.wrapping_add(probe.serial)), real: self.real }
+    pub fn outer(&self, probe: ProbeId) -> Ends {
+        self.tunnel.ends(probe.check.wrapping_add(probe.serial))
     }
 }
 
@@ -70,7 +110,7 @@ pub struct Subject {
     /// What is checked, and when.
     pub check: Check,
     /// Where its packets go, or why they cannot.
-    pub path: Result<Path, Detail>,
+    pub path: Result<Arc<Path>, Detail>,
     /// The verdict.
     pub machine: Machine,
     /// Why the verdict is what it is.
@@ -99,13 +139,13 @@ pub struct Subject {
 impl Subject {
     /// A check that has not run yet.
     #[must_use]
-    pub fn new(check: Check, path: Result<Path, Detail>, now: Monotonic) -> Self {
+    pub fn new(check: Check, path: Result<Arc<Path>, Detail>, now: Monotonic) -> Self {
         Self {
             check,
+            detail: path.as_ref().err().copied(),
             path,
             machine: Machine::default(),
             reason: Reason::Init,
-            detail: path.err(),
             since: now,
             last_run: None,
             last_attempt: None,

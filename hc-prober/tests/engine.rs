@@ -9,17 +9,19 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
+    sync::Arc,
     time::Duration,
 };
 
-use etherparse::{IpNumber, Ipv4Header, Ipv4HeaderSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{IpHeaders, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TransportSlice};
 use hc_prober::{
     Check, CheckKey, Counters, Kind, OuterSource, Reason, Severity, State, Timing,
+    ends::Ends,
     engine::{Engine, Output, Planned},
     finding::Detail,
-    subject::Path,
+    subject::{Path, Tunnel},
     time::Monotonic,
 };
 use proptest::prelude::*;
@@ -27,6 +29,23 @@ use proptest::prelude::*;
 const US: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const REAL: Ipv4Addr = Ipv4Addr::new(198, 18, 101, 10);
 const VIP: Ipv4Addr = Ipv4Addr::new(198, 19, 10, 1);
+const US_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+const REAL_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x101, 0, 0, 0, 0, 0, 0x10);
+const VIP_6: Ipv6Addr = Ipv6Addr::new(0xfd19, 0x10, 0, 0, 0, 0, 0, 1);
+
+const INNER: Ends = Ends::V4 { source: US, destination: VIP };
+const INNER_6: Ends = Ends::V6 { source: US_6, destination: VIP_6 };
+const TUNNEL_6: Tunnel = Tunnel::V6 { source: US_6, real: REAL_6 };
+
+fn tunnel() -> Tunnel {
+    Tunnel::V4 { source: US.into(), real: REAL }
+}
+
+/// Everything that the data plane encapsulates: IPv4 in IPv4, IPv4 in IPv6, IPv6 in IPv6.
+fn paths() -> [Path; 3] {
+    [(tunnel(), INNER), (TUNNEL_6, INNER), (TUNNEL_6, INNER_6)].map(|(tunnel, inner)| Path { tunnel, inner })
+}
+
 const MS: Duration = Duration::from_millis(1);
 
 const TIMING: Timing = Timing {
@@ -43,6 +62,7 @@ struct Bench {
     now: Monotonic,
     out: Output,
     sent: Vec<Vec<u8>>,
+    path: Path,
 }
 
 /// The inner packet of one that was sent.
@@ -53,8 +73,10 @@ struct Probe {
     sequence: u32,
     payload: Vec<u8>,
     inner: Vec<u8>,
-    /// Source of the outer header; that of the inner one is [`US`].
-    outer_source: Ipv4Addr,
+    /// The outer header, as it is.
+    outer: Vec<u8>,
+    outer_source: IpAddr,
+    inner_ends: Ends,
     reset: bool,
     echo: bool,
 }
@@ -68,25 +90,30 @@ impl Bench {
         Self::on_ports(kind, 61000..=61999)
     }
 
+    fn of(path: Path, kind: Kind) -> Self {
+        Self::made(path, kind, 61000..=61999)
+    }
+
     fn on_ports(kind: Kind, ports: RangeInclusive<u16>) -> Self {
+        Self::made(Path { tunnel: tunnel(), inner: INNER }, kind, ports)
+    }
+
+    fn made(path: Path, kind: Kind, ports: RangeInclusive<u16>) -> Self {
         let mut bench = Self {
             engine: Engine::new(&[9; 16], ports),
             now: Monotonic(1_000_000_000),
             out: Output::default(),
             sent: Vec::new(),
+            path,
         };
         bench.set(vec![kind]);
         bench
     }
 
     fn set(&mut self, kinds: Vec<Kind>) {
-        self.set_from(US.into(), kinds);
-    }
-
-    fn set_from(&mut self, outer_source: OuterSource, kinds: Vec<Kind>) {
-        let path = Path { outer_source, inner_source: US, real: REAL, target: VIP };
-        let key = |kind| CheckKey { real: IpAddr::V4(REAL), target: IpAddr::V4(VIP), kind };
-        let plan = |kind| Planned { check: Check { key: key(kind), timing: TIMING }, path: Ok(path) };
+        let path = Arc::new(self.path);
+        let key = |kind| CheckKey { real: path.tunnel.real(), target: path.inner.destination(), kind };
+        let plan = |kind| Planned { check: Check { key: key(kind), timing: TIMING }, path: Ok(Arc::clone(&path)) };
         self.engine.set_checks(kinds.into_iter().map(plan).collect(), self.now);
     }
 
@@ -143,10 +170,11 @@ impl Bench {
 }
 
 fn decode(bytes: &[u8]) -> Probe {
-    let inner = bytes[20..].to_vec();
-    let outer = Ipv4HeaderSlice::from_slice(bytes).unwrap();
-    let packet = SlicedPacket::from_ip(&bytes[20..]).unwrap();
-    assert_eq!(inner[12..16], US.octets());
+    let (outer, inner) = bytes.split_at(if bytes[0] >> 4 == 4 { 20 } else { 40 });
+    let outer_source = addresses(&SlicedPacket::from_ip(bytes).unwrap()).source();
+    let packet = SlicedPacket::from_ip(inner).unwrap();
+    let inner_ends = addresses(&packet);
+    assert!([IpAddr::V4(US), IpAddr::V6(US_6)].contains(&inner_ends.source()));
     let (port, to, sequence, payload, reset, echo) = match packet.transport.unwrap() {
         TransportSlice::Tcp(tcp) => {
             (tcp.source_port(), tcp.destination_port(), tcp.sequence_number(), Vec::new(), tcp.rst(), false)
@@ -159,36 +187,94 @@ fn decode(bytes: &[u8]) -> Probe {
             let (id, sequence) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
             (id, 0, u32::from(sequence), icmp.payload().to_vec(), false, true)
         }
-        other => panic!("{other:?}"),
+        TransportSlice::Icmpv6(icmp) => {
+            let [a, b, c, d] = icmp.bytes5to8();
+            let (id, sequence) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+            (id, 0, u32::from(sequence), icmp.payload().to_vec(), false, true)
+        }
+        TransportSlice::Igmp(_) => panic!("IGMP"),
     };
-    Probe { port, to, sequence, payload, inner, outer_source: outer.source_addr(), reset, echo }
+    let (inner, outer) = (inner.to_vec(), outer.to_vec());
+    Probe { port, to, sequence, payload, inner, outer, outer_source, inner_ends, reset, echo }
+}
+
+fn addresses(packet: &SlicedPacket<'_>) -> Ends {
+    match packet.net.as_ref().unwrap() {
+        NetSlice::Ipv4(ip) => {
+            Ends::V4 { source: ip.header().source_addr(), destination: ip.header().destination_addr() }
+        }
+        NetSlice::Ipv6(ip) => {
+            Ends::V6 { source: ip.header().source_addr(), destination: ip.header().destination_addr() }
+        }
+        NetSlice::Arp(_) => panic!("ARP"),
+    }
+}
+
+fn ip(ends: Ends) -> PacketBuilderStep<IpHeaders> {
+    match ends {
+        Ends::V4 { source, destination } => PacketBuilder::ipv4(source.octets(), destination.octets(), 64),
+        Ends::V6 { source, destination } => PacketBuilder::ipv6(source.octets(), destination.octets(), 64),
+    }
 }
 
 fn syn_ack(probe: &Probe, acknowledgement: u32) -> Vec<u8> {
-    let builder = PacketBuilder::ipv4(VIP.octets(), US.octets(), 64);
-    write(|bytes| builder.tcp(probe.to, probe.port, 7, 1000).syn().ack(acknowledgement).write(bytes, &[]).unwrap())
+    let builder = ip(probe.inner_ends.reversed()).tcp(probe.to, probe.port, 7, 1000).syn().ack(acknowledgement);
+    write(|bytes| builder.write(bytes, &[]).unwrap())
 }
 
 fn reset(probe: &Probe, acknowledgement: u32) -> Vec<u8> {
-    let builder = PacketBuilder::ipv4(VIP.octets(), US.octets(), 64);
-    write(|bytes| builder.tcp(probe.to, probe.port, 0, 0).rst().ack(acknowledgement).write(bytes, &[]).unwrap())
+    let builder = ip(probe.inner_ends.reversed()).tcp(probe.to, probe.port, 0, 0).rst().ack(acknowledgement);
+    write(|bytes| builder.write(bytes, &[]).unwrap())
 }
 
 fn datagram(probe: &Probe, payload: &[u8]) -> Vec<u8> {
-    let builder = PacketBuilder::ipv4(VIP.octets(), US.octets(), 64);
-    write(|bytes| builder.udp(probe.to, probe.port).write(bytes, payload).unwrap())
+    let builder = ip(probe.inner_ends.reversed()).udp(probe.to, probe.port);
+    write(|bytes| builder.write(bytes, payload).unwrap())
 }
 
 fn echo_reply(probe: &Probe, payload: &[u8]) -> Vec<u8> {
-    let builder = PacketBuilder::ipv4(VIP.octets(), US.octets(), 64);
     let sequence = u16::try_from(probe.sequence).unwrap();
-    write(|bytes| builder.icmpv4_echo_reply(probe.port, sequence).write(bytes, payload).unwrap())
+    let builder = ip(probe.inner_ends.reversed());
+    write(|bytes| match probe.inner_ends {
+        Ends::V4 { .. } => builder.icmpv4_echo_reply(probe.port, sequence).write(bytes, payload).unwrap(),
+        Ends::V6 { .. } => builder.icmpv6_echo_reply(probe.port, sequence).write(bytes, payload).unwrap(),
+    })
 }
 
-/// An ICMP error that quotes the first 28 bytes of `quoted`.
-fn icmp_error(from: Ipv4Addr, kind: u8, code: u8, quoted: &[u8]) -> Vec<u8> {
-    let builder = PacketBuilder::ipv4(from.octets(), US.octets(), 64);
-    write(|bytes| builder.icmpv4_raw(kind, code, [0; 4]).write(bytes, &quoted[..28]).unwrap())
+/// Type and code of each family's errors.
+#[derive(Clone, Copy, Debug)]
+struct Error {
+    v4: (u8, u8),
+    v6: (u8, u8),
+}
+
+const HOST_UNREACHABLE: Error = Error { v4: (3, 1), v6: (1, 3) };
+const PROTOCOL_UNREACHABLE: Error = Error { v4: (3, 2), v6: (4, 1) };
+const PORT_UNREACHABLE: Error = Error { v4: (3, 3), v6: (1, 4) };
+const PROHIBITED: Error = Error { v4: (3, 13), v6: (1, 1) };
+const TIME_EXCEEDED: Error = Error { v4: (11, 0), v6: (3, 0) };
+
+/// An ICMP error of the quoted packet's family that quotes its header and 8 bytes more.
+fn icmp_error(from: IpAddr, error: Error, quoted: &[u8]) -> Vec<u8> {
+    write(|bytes| match from {
+        IpAddr::V4(from) => {
+            let builder =
+                PacketBuilder::ipv4(from.octets(), US.octets(), 64).icmpv4_raw(error.v4.0, error.v4.1, [0; 4]);
+            builder.write(bytes, &quoted[..28]).unwrap();
+        }
+        IpAddr::V6(from) => {
+            let builder = PacketBuilder::ipv6(from.octets(), US_6.octets(), 64);
+            builder.icmpv6_raw(error.v6.0, error.v6.1, [0; 4]).write(bytes, &quoted[..48]).unwrap();
+        }
+    })
+}
+
+/// Of the family of `ends`: the router on the way back, or the real itself.
+fn real_of(ends: Ends) -> IpAddr {
+    match ends {
+        Ends::V4 { .. } => REAL.into(),
+        Ends::V6 { .. } => REAL_6.into(),
+    }
 }
 
 fn write(fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
@@ -199,27 +285,31 @@ fn write(fill: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 
 #[test]
 fn tcp_answered_comes_up_and_each_syn_ack_is_reset() {
-    let mut bench = Bench::new(Kind::Tcp { port: 80 });
-    bench.up();
-    let resets = bench.sent.iter().map(|packet| decode(packet)).filter(|probe| probe.reset).count();
-    assert_eq!((resets, bench.counters().passed, bench.counters().resets), (2, 2, 2));
-    let (_, change) = &bench.out.transitions[0];
-    assert_eq!((change.from, change.to, change.reason), (State::Init, State::Up, Reason::L4Ok));
+    for path in paths() {
+        let mut bench = Bench::of(path, Kind::Tcp { port: 80 });
+        bench.up();
+        let resets = bench.sent.iter().map(|packet| decode(packet)).filter(|probe| probe.reset).count();
+        assert_eq!((resets, bench.counters().passed, bench.counters().resets), (2, 2, 2));
+        let (_, change) = &bench.out.transitions[0];
+        assert_eq!((change.from, change.to, change.reason), (State::Init, State::Up, Reason::L4Ok));
+    }
 }
 
 #[test]
 fn tcp_reset_counts_at_once_and_makes_soft_down() {
-    let mut bench = Bench::new(Kind::Tcp { port: 80 });
-    bench.up();
-    let start = bench.now;
-    while bench.state() == State::Up {
-        let probe = bench.probe();
-        bench.receive(&reset(&probe, probe.sequence.wrapping_add(1)));
+    for path in paths() {
+        let mut bench = Bench::of(path, Kind::Tcp { port: 80 });
+        bench.up();
+        let start = bench.now;
+        while bench.state() == State::Up {
+            let probe = bench.probe();
+            bench.receive(&reset(&probe, probe.sequence.wrapping_add(1)));
+        }
+        assert_eq!(bench.state(), State::Down(Severity::Soft));
+        // One interval at most until the first failure, then two fast ones: no timeout is waited for.
+        let bound = TIMING.interval.mul_f64(1.1) + 2 * TIMING.fast_interval.mul_f64(1.1) + 3 * MS;
+        assert!(bench.now.since(start) <= bound, "{:?}", bench.now.since(start));
     }
-    assert_eq!(bench.state(), State::Down(Severity::Soft));
-    // One interval at most until the first failure, then two fast ones: no timeout is waited for.
-    let bound = TIMING.interval.mul_f64(1.1) + 2 * TIMING.fast_interval.mul_f64(1.1) + 3 * MS;
-    assert!(bench.now.since(start) <= bound, "{:?}", bench.now.since(start));
 }
 
 #[test]
@@ -255,27 +345,46 @@ fn silence_is_detected_within_fall_probes_and_one_timeout() {
 
 #[test]
 fn forged_answers_change_nothing_and_are_counted() {
-    let mut bench = Bench::new(Kind::Tcp { port: 80 });
-    bench.up();
-    let probe = bench.probe();
-    let sent = bench.sent.len();
-    let mut quoted = probe.inner.clone();
-    quoted[27] ^= 1;
-    let forgeries = [
-        syn_ack(&probe, probe.sequence),
-        syn_ack(&probe, probe.sequence.wrapping_add(2)),
-        reset(&probe, 0),
-        icmp_error(VIP, 3, 1, &quoted),
-        // Never sent from this port.
-        syn_ack(&Probe { port: probe.port ^ 1, ..probe.clone() }, probe.sequence.wrapping_add(1)),
-    ];
-    for forgery in &forgeries {
-        bench.receive(forgery);
+    for path in paths() {
+        let mut bench = Bench::of(path, Kind::Tcp { port: 80 });
+        bench.up();
+        let probe = bench.probe();
+        let sent = bench.sent.len();
+        let mut quoted = probe.inner.clone();
+        // The last byte of the sequence number.
+        let header = if matches!(path.inner, Ends::V4 { .. }) { 20 } else { 40 };
+        quoted[header + 7] ^= 1;
+        let forgeries = [
+            syn_ack(&probe, probe.sequence),
+            syn_ack(&probe, probe.sequence.wrapping_add(2)),
+            reset(&probe, 0),
+            icmp_error(probe.inner_ends.destination(), HOST_UNREACHABLE, &quoted),
+            // Never sent from this port.
+            syn_ack(&Probe { port: probe.port ^ 1, ..probe.clone() }, probe.sequence.wrapping_add(1)),
+        ];
+        for forgery in &forgeries {
+            bench.receive(forgery);
+        }
+        assert_eq!(bench.counters().forged, forgeries.len() as u64);
+        assert_eq!((bench.state(), bench.sent.len()), (State::Up, sent), "no verdict, and no RST either");
+        bench.receive(&syn_ack(&probe, probe.sequence.wrapping_add(1)));
+        assert_eq!(bench.counters().passed, 3, "the genuine answer still counts");
     }
-    assert_eq!(bench.counters().forged, forgeries.len() as u64);
-    assert_eq!((bench.state(), bench.sent.len()), (State::Up, sent), "no verdict, and no RST either");
-    bench.receive(&syn_ack(&probe, probe.sequence.wrapping_add(1)));
-    assert_eq!(bench.counters().passed, 3, "the genuine answer still counts");
+}
+
+/// A UDP header quotes nothing secret: the inner header's identification or flow label is the proof.
+#[test]
+fn udp_error_without_our_tag_is_forged() {
+    for path in paths() {
+        let mut bench = Bench::of(path, udp(true, None));
+        let probe = bench.probe();
+        let mut quoted = probe.inner.clone();
+        quoted[if matches!(path.inner, Ends::V4 { .. }) { 5 } else { 3 }] ^= 1;
+        bench.receive(&icmp_error(probe.inner_ends.destination(), PORT_UNREACHABLE, &quoted));
+        assert_eq!((bench.counters().forged, bench.counters().port_closed), (1, 0));
+        bench.receive(&icmp_error(probe.inner_ends.destination(), PORT_UNREACHABLE, &probe.inner));
+        assert_eq!((bench.counters().forged, bench.counters().port_closed), (1, 1));
+    }
 }
 
 #[test]
@@ -292,42 +401,47 @@ fn forged_answers_do_not_bring_a_check_up() {
 
 #[test]
 fn icmp_error_about_the_probe_is_a_failure_at_once() {
-    let mut bench = Bench::new(Kind::Tcp { port: 80 });
-    let probe = bench.probe();
-    bench.receive(&icmp_error(REAL, 11, 0, &probe.inner));
-    assert_eq!(bench.counters().unreachable, 1);
-    let detail = bench.engine.subjects().next().unwrap().detail;
-    assert!(detail.unwrap().to_string().contains("time exceeded from 198.18.101.10"));
+    for path in paths() {
+        let mut bench = Bench::of(path, Kind::Tcp { port: 80 });
+        let probe = bench.probe();
+        bench.receive(&icmp_error(real_of(path.inner), TIME_EXCEEDED, &probe.inner));
+        assert_eq!(bench.counters().unreachable, 1);
+        let detail = bench.engine.subjects().next().unwrap().detail;
+        let expected = format!("time exceeded from {}", real_of(path.inner));
+        assert!(detail.unwrap().to_string().contains(&expected));
+    }
 }
 
 #[test]
 fn icmp_error_about_the_tunnel_explains_silence_and_decides_nothing() {
-    let mut bench = Bench::new(Kind::Icmp);
-    let probe = bench.probe();
-    let mut quoted = Ipv4Header::new(44, 64, IpNumber::IPV4, US.octets(), REAL.octets()).unwrap().to_bytes().to_vec();
-    quoted.extend(&probe.inner[..8]);
-    bench.receive(&icmp_error(REAL, 3, 2, &quoted));
-    assert_eq!((bench.counters().evidence, bench.state()), (1, State::Init));
-    assert_eq!(bench.counters().unreachable, 0);
-    bench.pass(TIMING.timeout);
-    let detail = bench.engine.subjects().next().unwrap().detail.unwrap();
-    assert!(matches!(detail, Detail::Outer(_)));
-    let text = "protocol unreachable from 198.18.101.10 quoting the tunnel: no decapsulation there";
-    assert_eq!(detail.to_string(), text);
+    for path in paths() {
+        let mut bench = Bench::of(path, Kind::Icmp);
+        let probe = bench.probe();
+        let (real, quoted) = (path.tunnel.real(), [probe.outer, probe.inner].concat());
+        bench.receive(&icmp_error(real, PROTOCOL_UNREACHABLE, &quoted));
+        assert_eq!((bench.counters().evidence, bench.state()), (1, State::Init));
+        assert_eq!(bench.counters().unreachable, 0);
+        bench.pass(TIMING.timeout);
+        let detail = bench.engine.subjects().next().unwrap().detail.unwrap();
+        assert!(matches!(detail, Detail::Outer(_)));
+        let text = format!("protocol unreachable from {real} quoting the tunnel: no decapsulation there");
+        assert_eq!(detail.to_string(), text);
+    }
 }
 
 /// A prefix of four.
-const SOURCES: [Ipv4Addr; 4] = [
-    Ipv4Addr::new(198, 18, 222, 0),
-    Ipv4Addr::new(198, 18, 222, 1),
-    Ipv4Addr::new(198, 18, 222, 2),
-    Ipv4Addr::new(198, 18, 222, 3),
+const SOURCES: [IpAddr; 4] = [
+    IpAddr::V4(Ipv4Addr::new(198, 18, 222, 0)),
+    IpAddr::V4(Ipv4Addr::new(198, 18, 222, 1)),
+    IpAddr::V4(Ipv4Addr::new(198, 18, 222, 2)),
+    IpAddr::V4(Ipv4Addr::new(198, 18, 222, 3)),
 ];
 
 fn from_prefix(kinds: Vec<Kind>) -> Bench {
-    let mut bench = Bench::on_ports(Kind::Icmp, 61000..=61999);
+    let source: OuterSource = "198.18.222.0/30".parse().unwrap();
+    let mut bench = Bench::of(Path { tunnel: Tunnel::V4 { source, real: REAL }, inner: INNER }, Kind::Icmp);
     bench.set(Vec::new());
-    bench.set_from("198.18.222.0/30".parse().unwrap(), kinds);
+    bench.set(kinds);
     bench
 }
 
@@ -371,18 +485,20 @@ fn reset_and_echo_alongside_leave_from_the_outer_source_of_their_probe() {
 
 #[test]
 fn syn_ack_repeated_is_reset_again_even_after_the_check_is_gone() {
-    let mut bench = Bench::new(Kind::Tcp { port: 80 });
-    let probe = bench.probe();
-    let answer = syn_ack(&probe, probe.sequence.wrapping_add(1));
-    bench.receive(&answer);
-    bench.receive(&answer);
-    bench.set(Vec::new());
-    bench.pass(Duration::from_secs(15));
-    bench.receive(&answer);
-    let counters = bench.counters();
-    assert_eq!((counters.passed, counters.resets, counters.repeated), (1, 3, 2));
-    let again = decode(bench.sent.last().unwrap());
-    assert!(again.reset && again.port == probe.port && again.sequence == probe.sequence.wrapping_add(1));
+    for path in paths() {
+        let mut bench = Bench::of(path, Kind::Tcp { port: 80 });
+        let probe = bench.probe();
+        let answer = syn_ack(&probe, probe.sequence.wrapping_add(1));
+        bench.receive(&answer);
+        bench.receive(&answer);
+        bench.set(Vec::new());
+        bench.pass(Duration::from_secs(15));
+        bench.receive(&answer);
+        let counters = bench.counters();
+        assert_eq!((counters.passed, counters.resets, counters.repeated), (1, 3, 2));
+        let again = decode(bench.sent.last().unwrap());
+        assert!(again.reset && again.port == probe.port && again.sequence == probe.sequence.wrapping_add(1));
+    }
 }
 
 #[test]
@@ -440,17 +556,19 @@ fn results_count_in_the_order_of_sending() {
 
 #[test]
 fn udp_silence_passes_only_with_the_echo() {
-    let mut bench = Bench::new(udp(false, None));
-    let before = bench.sent.len();
-    bench.until(|bench| bench.sent.len() >= before + 2);
-    let echo = decode(&bench.sent[before + 1]);
-    assert!(echo.echo);
-    bench.receive(&echo_reply(&echo, &echo.payload.clone()));
-    bench.pass(TIMING.timeout + MS);
-    assert!(bench.counters().passed >= 1 && bench.counters().late == 0);
-    let mut deaf = Bench::new(udp(false, None));
-    deaf.until(|bench| bench.state() != State::Init);
-    assert_eq!(deaf.state(), State::Down(Severity::Hard));
+    for path in paths() {
+        let mut bench = Bench::of(path, udp(false, None));
+        let before = bench.sent.len();
+        bench.until(|bench| bench.sent.len() >= before + 2);
+        let echo = decode(&bench.sent[before + 1]);
+        assert!(echo.echo);
+        bench.receive(&echo_reply(&echo, &echo.payload.clone()));
+        bench.pass(TIMING.timeout + MS);
+        assert!(bench.counters().passed >= 1 && bench.counters().late == 0);
+        let mut deaf = Bench::of(path, udp(false, None));
+        deaf.until(|bench| bench.state() != State::Init);
+        assert_eq!(deaf.state(), State::Down(Severity::Hard));
+    }
 }
 
 /// The next probe and the echo request alongside it.
@@ -464,60 +582,67 @@ fn with_companion(bench: &mut Bench) -> [Probe; 2] {
 
 #[test]
 fn udp_probe_is_not_decided_by_an_error_about_the_echo_alongside() {
-    let mut bench = Bench::new(udp(false, None));
-    let [probe, echo] = with_companion(&mut bench);
-    bench.receive(&icmp_error(REAL, 3, 13, &echo.inner));
-    assert_eq!((bench.counters().evidence, bench.counters().unreachable), (1, 0));
-    bench.receive(&datagram(&probe, b"answer"));
-    assert_eq!(bench.counters().passed, 1, "the datagram itself was answered");
-    let [_, echo] = with_companion(&mut bench);
-    bench.receive(&icmp_error(REAL, 3, 13, &echo.inner));
-    bench.pass(TIMING.timeout + MS);
-    let detail = bench.engine.subjects().next().unwrap().detail.unwrap();
-    assert_eq!(detail.to_string(), "administratively prohibited from 198.18.101.10 quoting the probe");
+    for path in paths() {
+        let mut bench = Bench::of(path, udp(false, None));
+        let [probe, echo] = with_companion(&mut bench);
+        bench.receive(&icmp_error(real_of(path.inner), PROHIBITED, &echo.inner));
+        assert_eq!((bench.counters().evidence, bench.counters().unreachable), (1, 0));
+        bench.receive(&datagram(&probe, b"answer"));
+        assert_eq!(bench.counters().passed, 1, "the datagram itself was answered");
+        let [_, echo] = with_companion(&mut bench);
+        bench.receive(&icmp_error(real_of(path.inner), PROHIBITED, &echo.inner));
+        bench.pass(TIMING.timeout + MS);
+        let detail = bench.engine.subjects().next().unwrap().detail.unwrap();
+        let text = format!("administratively prohibited from {} quoting the probe", real_of(path.inner));
+        assert_eq!(detail.to_string(), text);
+    }
 }
 
 #[test]
 fn udp_reply_unexpected_is_a_mismatch_and_silence_fails_if_a_reply_is_required() {
-    let mut bench = Bench::new(udp(true, Some(b"yes")));
-    let probe = bench.probe();
-    bench.receive(&datagram(&probe, b"no"));
-    assert_eq!(bench.counters().mismatch, 0, "the right one may still come");
-    bench.receive(&datagram(&probe, b"yes"));
-    assert_eq!((bench.counters().mismatch, bench.counters().passed), (0, 1));
-    let probe = bench.probe();
-    bench.receive(&datagram(&probe, b"no"));
-    bench.pass(TIMING.timeout + MS);
-    assert_eq!(bench.counters().mismatch, 1);
-    let probe = bench.probe();
-    bench.receive(&datagram(&probe, b"yes, sir"));
-    assert_eq!(bench.counters().passed, 2);
-    bench.pass(3 * TIMING.timeout);
-    assert!(bench.counters().timeout > 0);
+    for path in paths() {
+        let mut bench = Bench::of(path, udp(true, Some(b"yes")));
+        let probe = bench.probe();
+        bench.receive(&datagram(&probe, b"no"));
+        assert_eq!(bench.counters().mismatch, 0, "the right one may still come");
+        bench.receive(&datagram(&probe, b"yes"));
+        assert_eq!((bench.counters().mismatch, bench.counters().passed), (0, 1));
+        let probe = bench.probe();
+        bench.receive(&datagram(&probe, b"no"));
+        bench.pass(TIMING.timeout + MS);
+        assert_eq!(bench.counters().mismatch, 1);
+        let probe = bench.probe();
+        bench.receive(&datagram(&probe, b"yes, sir"));
+        assert_eq!(bench.counters().passed, 2);
+        bench.pass(3 * TIMING.timeout);
+        assert!(bench.counters().timeout > 0);
+    }
 }
 
 #[test]
 fn udp_port_unreachable_makes_soft_down_and_held_back_errors_do_not_bring_it_up() {
-    let mut bench = Bench::new(udp(false, None));
-    // The real answers every echo, and one error a second (icmp_ratelimit).
-    let (mut seen, mut last_error) = (0, None::<Monotonic>);
-    for _ in 0..10_000 {
-        bench.now = bench.now + MS;
-        bench.engine.poll(bench.now, bench.now, &mut bench.out);
-        bench.collect();
-        while seen < bench.sent.len() {
-            let probe = decode(&bench.sent[seen]);
-            seen += 1;
-            if probe.echo {
-                bench.receive(&echo_reply(&probe, &probe.payload.clone()));
-            } else if last_error.is_none_or(|at| bench.now.since(at) >= Duration::from_secs(1)) {
-                last_error = Some(bench.now);
-                bench.receive(&icmp_error(VIP, 3, 3, &probe.inner));
+    for path in paths() {
+        let mut bench = Bench::of(path, udp(false, None));
+        // The real answers every echo, and one error a second (icmp_ratelimit).
+        let (mut seen, mut last_error) = (0, None::<Monotonic>);
+        for _ in 0..10_000 {
+            bench.now = bench.now + MS;
+            bench.engine.poll(bench.now, bench.now, &mut bench.out);
+            bench.collect();
+            while seen < bench.sent.len() {
+                let probe = decode(&bench.sent[seen]);
+                seen += 1;
+                if probe.echo {
+                    bench.receive(&echo_reply(&probe, &probe.payload.clone()));
+                } else if last_error.is_none_or(|at| bench.now.since(at) >= Duration::from_secs(1)) {
+                    last_error = Some(bench.now);
+                    bench.receive(&icmp_error(probe.inner_ends.destination(), PORT_UNREACHABLE, &probe.inner));
+                }
             }
         }
+        assert_eq!(bench.state(), State::Down(Severity::Soft));
+        assert_eq!(bench.out.transitions.len(), 1, "{:?}", bench.out.transitions);
     }
-    assert_eq!(bench.state(), State::Down(Severity::Soft));
-    assert_eq!(bench.out.transitions.len(), 1, "{:?}", bench.out.transitions);
 }
 
 /// A real whose kernel answers every echo and rations its errors: `net/ipv4/inetpeer.c`, `inet_peer_xrlim_allow`.
@@ -553,7 +678,7 @@ impl Rationed {
                 if probe.echo {
                     self.bench.receive(&echo_reply(&probe, &probe.payload.clone()));
                 } else if probe.to >= self.closed_from && self.grants_error() {
-                    self.bench.receive(&icmp_error(VIP, 3, 3, &probe.inner));
+                    self.bench.receive(&icmp_error(probe.inner_ends.destination(), PORT_UNREACHABLE, &probe.inner));
                 }
             }
         }
@@ -666,10 +791,10 @@ fn interval_made_shorter_holds_at_once() {
     let mut bench = Bench::new(Kind::Tcp { port: 80 });
     bench.up();
     let key = bench.engine.subjects().next().unwrap().check.key.clone();
-    let path = bench.engine.subjects().next().unwrap().path;
+    let path = bench.engine.subjects().next().unwrap().path.clone();
     let set = |bench: &mut Bench, interval| {
         let check = Check { key: key.clone(), timing: Timing { interval, ..TIMING } };
-        bench.engine.set_checks(vec![Planned { check, path }], bench.now);
+        bench.engine.set_checks(vec![Planned { check, path: path.clone() }], bench.now);
     };
     set(&mut bench, Duration::from_mins(10));
     let probe = bench.probe();
@@ -684,7 +809,7 @@ fn interval_made_shorter_holds_at_once() {
 fn path_found_again_is_taken_by_the_next_probe() {
     let mut bench = Bench::new(Kind::Icmp);
     let subject = bench.engine.subjects().next().unwrap();
-    let found = Planned { check: subject.check.clone(), path: subject.path };
+    let found = Planned { check: subject.check.clone(), path: subject.path.clone() };
     bench.engine.set_path(&Planned { path: Err(Detail::NoRoute(101)), ..found.clone() });
     bench.pass(Duration::from_secs(3));
     assert_eq!(bench.sent.len(), 0);

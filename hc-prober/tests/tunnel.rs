@@ -8,10 +8,11 @@
 )]
 
 mod common;
+mod wire;
 
 use std::{
     io::ErrorKind,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     os::{
         linux::net::SocketAddrExt as _,
         unix::net::{SocketAddr as SocketAddress, UnixListener},
@@ -20,9 +21,11 @@ use std::{
     time::Duration,
 };
 
-use common::{LB, Net, REAL, VIP, inside};
+use common::{LB, LB_6, Net, PAIRS, Pair, REAL, V4, V6, VIP, VIP_6, inside};
 use hc_prober::{Check, CheckKey, Kind, Prober, Reason, Settings, Severity, State, Timing, Transition};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{runtime::Runtime, sync::mpsc::UnboundedReceiver, time::timeout};
+use wire::Wire;
 
 const TIMING: Timing = Timing {
     interval: Duration::from_millis(200),
@@ -35,16 +38,19 @@ const TIMING: Timing = Timing {
 /// Longer than any transition may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn listen(net: &Net) -> TcpListener {
+/// The service of both VIPs.
+fn listen(net: &Net) -> [TcpListener; 2] {
     inside(&net.real, || {
-        let listener = TcpListener::bind((VIP, 80)).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        listener
+        [IpAddr::from(VIP), IpAddr::from(VIP_6)].map(|vip| {
+            let listener = TcpListener::bind((vip, 80)).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            listener
+        })
     })
 }
 
-fn check(kind: Kind) -> Check {
-    Check { key: CheckKey { real: IpAddr::V4(REAL), target: IpAddr::V4(VIP), kind }, timing: TIMING }
+fn check((real, target): Pair, kind: Kind) -> Check {
+    Check { key: CheckKey { real, target, kind }, timing: TIMING }
 }
 
 fn start(net: &Net) -> (Prober, UnboundedReceiver<Transition>) {
@@ -79,7 +85,7 @@ fn half_open(net: &Net) -> String {
 #[test]
 fn one_shot_says_by_its_exit_code_what_it_found() {
     let net = Net::new();
-    let _listener = listen(&net);
+    let _listeners = listen(&net);
     for (arguments, code, reason) in [
         ("--icmp", 0, "UP L3OK"),
         ("--tcp 80", 0, "UP L4OK"),
@@ -91,42 +97,84 @@ fn one_shot_says_by_its_exit_code_what_it_found() {
         ("--icmp --no-such-option", 3, ""),
         ("--icmp --no-such-option --exit-codes keepalived", 3, ""),
     ] {
-        let output = net.check(arguments);
-        assert_eq!(output.status.code(), Some(code), "{arguments}: {output:?}");
-        assert!(stdout(&output).starts_with(reason), "{arguments}: {output:?}");
-        assert_eq!(output.stderr.is_empty(), !reason.is_empty(), "{arguments}: {output:?}");
+        for pair in PAIRS {
+            let output = net.command(pair, arguments).output().unwrap();
+            assert_eq!(output.status.code(), Some(code), "{pair:?} {arguments}: {output:?}");
+            assert!(stdout(&output).starts_with(reason), "{pair:?} {arguments}: {output:?}");
+            assert_eq!(output.stderr.is_empty(), !reason.is_empty(), "{pair:?} {arguments}: {output:?}");
+        }
+    }
+}
+
+#[test]
+fn ipv6_within_ipv4_is_refused_with_what_is_allowed() {
+    let net = Net::new();
+    let output = net.command((V4.0, V6.1), "--icmp").output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("reached through an IPv6 tunnel only") && error.contains("allowed is"), "{error}");
+}
+
+/// The real has no way back to the addresses that the routes prefer: it can answer the given ones only, inside the tunnel
+/// and, once it does not decapsulate, outside.
+#[test]
+fn sources_given_are_those_of_inner_and_outer_header() {
+    let mut net = Net::new();
+    for (preferred, given) in [(LB.to_string(), "198.18.7.77"), (LB_6.to_string(), "fd01:7::77")] {
+        Net::run(&net.lb, &["ip", "addr", "add", given, "dev", "v0", "nodad"]);
+        Net::run(&net.real, &["ip", "route", "add", given, "dev", "v1"]);
+        Net::run(&net.real, &["ip", "route", "add", "blackhole", &preferred]);
+    }
+    let given = "--icmp --timeout 300ms --source 198.18.7.77 --source fd01:7::77";
+    for pair in PAIRS {
+        assert_eq!(net.command(pair, "--icmp --timeout 300ms").output().unwrap().status.code(), Some(2), "{pair:?}");
+        let output = net.command(pair, given).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{pair:?}: {output:?}");
+    }
+    net.remove_decap();
+    for pair in PAIRS {
+        let output = net.command(pair, given).output().unwrap();
+        assert!(stdout(&output).contains("no decapsulation there"), "{pair:?}: {output:?}");
     }
 }
 
 #[test]
 fn thousand_tcp_checks_leave_nothing_behind() {
     let net = Net::new();
-    let listener = listen(&net);
-    let resets = snmp(&net.lb, "Tcp", "OutRsts");
-    let output = net.check("--tcp 80 --count 1000 --rate 0 -o json");
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&result["passed"], &result["counters"]["resets"]), (&1000.into(), &1000.into()), "{result}");
-    assert_eq!(half_open(&net), "");
-    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "the service saw a connection");
-    assert_eq!(snmp(&net.lb, "Tcp", "OutRsts"), resets, "the kernel sent a RST of its own");
+    let listeners = listen(&net);
+    for pair in PAIRS {
+        let resets = snmp(&net.lb, "Tcp", "OutRsts");
+        let output = net.command(pair, "--tcp 80 --count 1000 --rate 0 -o json").output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&result["passed"], &result["counters"]["resets"]), (&1000.into(), &1000.into()), "{result}");
+        assert_eq!(half_open(&net), "");
+        for listener in &listeners {
+            assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "the service saw a connection");
+        }
+        assert_eq!(snmp(&net.lb, "Tcp", "OutRsts"), resets, "the kernel sent a RST of its own");
+    }
 }
 
 #[test]
 fn prober_follows_the_real_through_its_faults() {
+    PAIRS.into_iter().for_each(follow);
+}
+
+fn follow(pair: Pair) {
     let mut net = Net::new();
-    let listener = listen(&net);
+    let listeners = listen(&net);
     let (prober, mut transitions) = start(&net);
     runtime().block_on(async {
-        prober.set_checks(vec![check(Kind::Tcp { port: 80 })]);
+        prober.set_checks(vec![check(pair, Kind::Tcp { port: 80 })]);
         let up = next(&mut transitions).await;
         assert_eq!((up.from, up.to, up.reason), (State::Init, State::Up, Reason::L4Ok));
 
-        drop(listener);
+        drop(listeners);
         let closed = next(&mut transitions).await;
         assert_eq!((closed.to, closed.reason), (State::Down(Severity::Soft), Reason::PortClosed));
 
-        let _listener = listen(&net);
+        let _listeners = listen(&net);
         assert_eq!(next(&mut transitions).await.to, State::Up);
 
         net.remove_vip();
@@ -139,8 +187,8 @@ fn prober_follows_the_real_through_its_faults() {
         net.remove_decap();
         let bare = next(&mut transitions).await;
         assert_eq!((bare.to, bare.reason), (State::Down(Severity::Hard), Reason::Timeout));
-        let detail = bare.detail.unwrap_or_default();
-        assert_eq!(detail, format!("protocol unreachable from {REAL} quoting the tunnel: no decapsulation there"));
+        let (detail, real) = (bare.detail.unwrap_or_default(), pair.0);
+        assert_eq!(detail, format!("protocol unreachable from {real} quoting the tunnel: no decapsulation there"));
 
         let status = prober.status().await;
         assert_eq!((status.len(), status[0].state), (1, State::Down(Severity::Hard)));
@@ -155,13 +203,15 @@ fn prober_follows_the_real_through_its_faults() {
 #[test]
 fn every_kind_comes_up_and_a_one_shot_beside_disturbs_nobody() {
     let net = Net::new();
-    let _listener = listen(&net);
-    let udp = inside(&net.real, || std::net::UdpSocket::bind((VIP, 53)).unwrap());
+    let _listeners = listen(&net);
+    let services = inside(&net.real, || [V4.1, V6.1].map(|vip| UdpSocket::bind((vip, 53)).unwrap()));
     let (prober, mut transitions) = start(&net);
     runtime().block_on(async {
         let silent = Kind::Udp { port: 53, payload: Vec::new(), expect: None, require_reply: false };
-        prober.set_checks([Kind::Icmp, Kind::Tcp { port: 80 }, silent].map(check).to_vec());
-        for _ in 0..3 {
+        let kinds = [Kind::Icmp, Kind::Tcp { port: 80 }, silent];
+        let checks = PAIRS.iter().flat_map(|pair| kinds.clone().map(|kind| check(*pair, kind)));
+        prober.set_checks(checks.collect());
+        for _ in 0..PAIRS.len() * kinds.len() {
             assert_eq!(next(&mut transitions).await.to, State::Up);
         }
         let before = prober.counters().await;
@@ -172,18 +222,22 @@ fn every_kind_comes_up_and_a_one_shot_beside_disturbs_nobody() {
         assert!(prober.status().await.iter().all(|status| status.state == State::Up));
         assert!(transitions.try_recv().is_err());
     });
-    drop(udp);
+    drop(services);
 }
 
 #[test]
 fn spoofed_answers_on_every_port_change_no_state() {
+    [V4, V6].into_iter().for_each(withstand);
+}
+
+fn withstand(pair: Pair) {
     let net = Net::new();
-    let _listener = listen(&net);
+    let _listeners = listen(&net);
     let (prober, mut transitions) = start(&net);
     runtime().block_on(async {
-        prober.set_checks(vec![check(Kind::Tcp { port: 80 })]);
+        prober.set_checks(vec![check(pair, Kind::Tcp { port: 80 })]);
         assert_eq!(next(&mut transitions).await.to, State::Up);
-        inside(&net.real, spoof);
+        inside(&net.real, move || if pair == V4 { spoof() } else { spoof6() });
         let counters = timeout(PATIENCE, async {
             loop {
                 let counters = prober.counters().await;
@@ -204,19 +258,36 @@ fn spoofed_answers_on_every_port_change_no_state() {
 /// A SYN-ACK, a RST and an ICMP error from the VIP to every port of the prober, with a guessed sequence number.
 fn spoof() {
     use etherparse::PacketBuilder;
-    use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).unwrap();
-    let to = SocketAddr::from((LB, 0)).into();
-    let ip = |from: Ipv4Addr, to: Ipv4Addr| PacketBuilder::ipv4(from.octets(), to.octets(), 64);
+    let ip = |from: [u8; 4], to: [u8; 4]| PacketBuilder::ipv4(from, to, 64);
+    let (us, vip) = (LB.octets(), VIP.octets());
     for port in hc_prober::settings::DAEMON_PORTS {
         let mut packets = vec![Vec::new(); 4];
-        ip(VIP, LB).tcp(80, port, 1, 1000).syn().ack(1000).write(&mut packets[0], &[]).unwrap();
-        ip(VIP, LB).tcp(80, port, 1, 0).rst().ack(1000).write(&mut packets[1], &[]).unwrap();
-        ip(LB, VIP).tcp(port, 80, 999, 1000).syn().write(&mut packets[3], &[]).unwrap();
+        ip(vip, us).tcp(80, port, 1, 1000).syn().ack(1000).write(&mut packets[0], &[]).unwrap();
+        ip(vip, us).tcp(80, port, 1, 0).rst().ack(1000).write(&mut packets[1], &[]).unwrap();
+        ip(us, vip).tcp(port, 80, 999, 1000).syn().write(&mut packets[3], &[]).unwrap();
         let quoted = packets[3][..28].to_vec();
-        ip(REAL, LB).icmpv4_raw(3, 1, [0; 4]).write(&mut packets[2], &quoted).unwrap();
+        ip(REAL.octets(), us).icmpv4_raw(3, 1, [0; 4]).write(&mut packets[2], &quoted).unwrap();
         for packet in &packets[..3] {
-            socket.send_to(packet, &to).unwrap();
+            socket.send_to(packet, &SocketAddr::from((LB, 0)).into()).unwrap();
+        }
+    }
+}
+
+fn spoof6() {
+    use etherparse::PacketBuilder;
+    let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).unwrap();
+    let ip = |from: [u8; 16], to: [u8; 16]| PacketBuilder::ipv6(from, to, 64);
+    let (us, vip) = (LB_6.octets(), VIP_6.octets());
+    for port in hc_prober::settings::DAEMON_PORTS {
+        let mut packets = vec![Vec::new(); 4];
+        ip(vip, us).tcp(80, port, 1, 1000).syn().ack(1000).write(&mut packets[0], &[]).unwrap();
+        ip(vip, us).tcp(80, port, 1, 0).rst().ack(1000).write(&mut packets[1], &[]).unwrap();
+        ip(us, vip).tcp(port, 80, 999, 1000).syn().write(&mut packets[3], &[]).unwrap();
+        let quoted = packets[3].clone();
+        ip(vip, us).icmpv6_raw(1, 3, [0; 4]).write(&mut packets[2], &quoted).unwrap();
+        for packet in &packets[..3] {
+            socket.send_to(packet, &SocketAddr::from((LB_6, 0)).into()).unwrap();
         }
     }
 }
@@ -236,7 +307,7 @@ fn ports_taken_are_refused_to_a_second_prober() {
 fn many_one_shots_at_a_time_all_find_the_real_dead() {
     let net = Net::new();
     net.remove_vip();
-    let start = |_| net.command("--icmp").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let start = |_| net.command(V4, "--icmp").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let running: Vec<_> = (0..40).map(start).collect();
     for child in running {
         let output = child.wait_with_output().unwrap();
@@ -255,7 +326,8 @@ fn one_shots_wait_for_ports_and_for_no_longer_than_agreed() {
     let output = net.check("--icmp --timeout 100ms");
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("claim the source ports"), "{output:?}");
-    let waiting = net.command("--icmp --timeout 10s").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let waiting =
+        net.command(V4, "--icmp --timeout 10s").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // Whether it has looked already or not: it must end well.
     std::thread::sleep(Duration::from_millis(200));
     drop(taken);
@@ -279,12 +351,11 @@ fn probe_dropped_by_our_own_queue_counts_as_not_sent() {
 #[test]
 fn echo_reply_of_a_foreign_ping_reaches_it() {
     use etherparse::{Icmpv4Slice, PacketBuilder};
-    use socket2::{Domain, Protocol, Socket, Type};
     let net = Net::new();
     Net::run(&net.lb, &["ip", "route", "add", &VIP.to_string(), "via", &REAL.to_string()]);
     let (prober, mut transitions) = start(&net);
     runtime().block_on(async {
-        prober.set_checks(vec![check(Kind::Icmp)]);
+        prober.set_checks(vec![check(V4, Kind::Icmp)]);
         assert_eq!(next(&mut transitions).await.to, State::Up);
     });
     let id = *hc_prober::settings::DAEMON_PORTS.start();
@@ -305,4 +376,18 @@ fn echo_reply_of_a_foreign_ping_reaches_it() {
         }
     });
     assert!(echoed);
+}
+
+/// The real's reply comes with a tag; here it is made by hand, from a probe that was taken off the wire.
+#[test]
+fn replies_with_a_vlan_tag_are_answers() {
+    let mut net = Net::new();
+    net.remove_decap();
+    for pair in [V4, V6] {
+        let wire = inside(&net.real, Wire::open);
+        let real = std::thread::spawn(move || wire.answer_tagged());
+        let output = net.command(pair, "--icmp").output().unwrap();
+        assert!(stdout(&output).starts_with("UP L3OK"), "{output:?}");
+        real.join().unwrap();
+    }
 }

@@ -1,25 +1,43 @@
 //! What the capture of probe replies (`src/bin/probe_capture.rs`) and the prober agree on.
 
-/// Packets are handed up from their IPv4 header on, at most so many bytes: a captured reply needs 60 + 60, an ICMP error
-/// 20 + 8 + 60 + 8.
+use core::net::IpAddr;
+
+/// Packets are handed up from their IP header on, at most so many bytes: a captured reply needs 60 + 60 (IPv4) or
+/// 40 + 8 + 60 (IPv6, a first fragment), an ICMP error 20 + 8 + 60 + 8 or 40 + 8 + 40 + 8.
 pub const SNAP: usize = 192;
 
 /// In [`Watch`]: replies of `remote` to `local` are ours, if their port or ICMP identifier is.
 pub const INNER: u32 = 1;
 
-/// In [`Watch`]: `local` sends IPIP packets to `remote`; ICMP errors about these are evidence.
+/// In [`Watch`]: `local` sends tunnel packets to `remote`; ICMP errors about these are evidence.
 pub const OUTER: u32 = 2;
 
-/// Key of the map `WATCH`: two IPv4 addresses as they stand in a header (network byte order). The value is a set of
-/// [`INNER`] and [`OUTER`]. Aligned, as the verifier wants of whatever a program keeps on its stack.
+/// Key of the map `WATCH`: two addresses of one family, IPv4 ones mapped into IPv6 (RFC 4291, 2.5.5.2), so that one map
+/// serves both. Mapped addresses do not travel in IPv6 headers; should one, it is taken for the IPv4 address here, and
+/// user space finds that it is no answer. The value is a set of [`INNER`] and [`OUTER`]. Aligned, as the verifier wants of
+/// whatever a program keeps on its stack.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Watch {
     /// Our address; of outer sources that are a prefix, the first: the rest are found by the global `HOST_MASK`, in which
-    /// user space sets the bits, as they stand in a header, that the program is to leave out of account in [`OUTER`].
-    pub local: [u8; 4],
+    /// user space sets the bits, as they stand in an IPv4 header, that the program is to leave out of account in [`OUTER`].
+    pub local: [u8; 16],
     /// The target's (inner) or the real's (outer).
-    pub remote: [u8; 4],
+    pub remote: [u8; 16],
+}
+
+impl Watch {
+    /// What `remote` sends to `local`.
+    #[must_use]
+    pub const fn new(local: IpAddr, remote: IpAddr) -> Self {
+        const fn octets(address: IpAddr) -> [u8; 16] {
+            match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+                IpAddr::V6(address) => address.octets(),
+            }
+        }
+        Self { local: octets(local), remote: octets(remote) }
+    }
 }
 
 /// The global `PORTS`: source ports and ICMP identifiers that are ours, both ends included. Host byte order.
@@ -42,7 +60,7 @@ pub struct Captured {
     pub len: u32,
     /// Zero.
     pub reserved: u32,
-    /// The packet from its IPv4 header on.
+    /// The packet from its IP header on.
     pub bytes: [u8; SNAP],
 }
 
@@ -61,7 +79,7 @@ pub struct CaptureCounters {
 }
 
 const _: () = {
-    assert!(size_of::<Watch>() == 8);
+    assert!(size_of::<Watch>() == 32);
     assert!(size_of::<Ports>() == 4);
     assert!(size_of::<Captured>() == 16 + SNAP && align_of::<Captured>() == 8);
     assert!(size_of::<CaptureCounters>() == 32);

@@ -110,6 +110,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let (worker, inheritance, mut outcomes) = Worker::start(options.bpffs.clone())?;
     let mut settings = Settings::new(config.node().interfaces().to_vec()).map_err(io("draw the prober's secret"))?;
     settings.outer_source = config.node().outer_source();
+    settings.outer_source6 = config.node().outer_source6();
     let (prober, mut transitions) = Prober::start(settings)?;
     let (requests, mut asked) = mpsc::channel(REQUESTS);
     let api = server.start(requests);

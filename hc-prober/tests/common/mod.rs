@@ -1,9 +1,11 @@
 //! A load balancer and a real in namespaces of their own, joined by a cable. The real decapsulates with the project's tc
-//! program and answers with its own kernel.
+//! program, IPv6 tunnels by means of `decap6`, and answers with its own kernel.
+
+mod decap6;
 
 use std::{
     fs::File,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     process::{Command, Output},
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -14,17 +16,31 @@ use aya::{
     maps::{HashMap, LpmTrie, lpm_trie::Key},
     programs::{SchedClassifier, TcAttachType},
 };
+use decap6::Decap6;
 use nix::sched::{CloneFlags, setns};
 
 pub(crate) const LB: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 1);
 pub(crate) const REAL: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 2);
 pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(198, 19, 7, 1);
+pub(crate) const LB_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 1);
+pub(crate) const REAL_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 2);
+pub(crate) const VIP_6: Ipv6Addr = Ipv6Addr::new(0xfd19, 7, 0, 0, 0, 0, 0, 1);
+
+/// The addresses of a check: the real's and the VIP's.
+pub(crate) type Pair = (IpAddr, IpAddr);
+
+pub(crate) const V4: Pair = (IpAddr::V4(REAL), IpAddr::V4(VIP));
+pub(crate) const V4_IN_V6: Pair = (IpAddr::V6(REAL_6), IpAddr::V4(VIP));
+pub(crate) const V6: Pair = (IpAddr::V6(REAL_6), IpAddr::V6(VIP_6));
+
+/// Everything that the data plane encapsulates.
+pub(crate) const PAIRS: [Pair; 3] = [V4, V4_IN_V6, V6];
 
 /// The two namespaces; deleted on drop.
 pub(crate) struct Net {
     pub lb: String,
     pub real: String,
-    decap: Option<Ebpf>,
+    decap: Option<(Ebpf, Decap6)>,
 }
 
 impl Net {
@@ -41,34 +57,43 @@ impl Net {
         ip(&format!("link add v0 netns {lb} type veth peer name v1 netns {real}"));
         ip(&format!("-n {lb} addr add {LB}/30 dev v0"));
         ip(&format!("-n {real} addr add {REAL}/30 dev v1"));
-        ip(&format!("-n {lb} link set v0 up"));
-        ip(&format!("-n {real} link set v1 up"));
+        for (namespace, device, address) in [(lb, "v0", LB_6), (real, "v1", REAL_6)] {
+            // Without duplicate address detection, also of link-local addresses, neighbours answer at once.
+            let no_dad = format!("net.ipv6.conf.{device}.accept_dad=0");
+            Self::run(namespace, &["sysctl", "-qw", &no_dad]);
+            ip(&format!("-n {namespace} link set {device} up"));
+            ip(&format!("-n {namespace} addr add {address}/64 dev {device} nodad"));
+        }
+        // The route to an IPv4 VIP tells the source of IPv4 within IPv6.
+        ip(&format!("-n {lb} route add default via {REAL}"));
         net.add_vip();
-        net.decap = Some(inside(&net.real, decapsulate));
+        net.decap = Some(inside(&net.real, || (decapsulate(), Decap6::start())));
         net
     }
 
     pub(crate) fn add_vip(&self) {
         ip(&format!("-n {} addr add {VIP}/32 dev lo", self.real));
+        ip(&format!("-n {} addr add {VIP_6}/128 dev lo nodad", self.real));
     }
 
     pub(crate) fn remove_vip(&self) {
         ip(&format!("-n {} addr del {VIP}/32 dev lo", self.real));
+        ip(&format!("-n {} addr del {VIP_6}/128 dev lo", self.real));
     }
 
     pub(crate) fn remove_decap(&mut self) {
         self.decap = None;
     }
 
-    /// Runs `hc-prober check` on the load balancer.
+    /// Runs `hc-prober check` on the load balancer, over IPv4.
     pub(crate) fn check(&self, arguments: &str) -> Output {
-        self.command(arguments).output().unwrap()
+        self.command(V4, arguments).output().unwrap()
     }
 
     /// `hc-prober check` on the load balancer.
-    pub(crate) fn command(&self, arguments: &str) -> Command {
+    pub(crate) fn command(&self, (real, vip): Pair, arguments: &str) -> Command {
         let net = format!("--net=/run/netns/{}", self.lb);
-        let fixed = ["check", "--real", &REAL.to_string(), "--vip", &VIP.to_string()].map(String::from);
+        let fixed = ["check", "--real", &real.to_string(), "--vip", &vip.to_string()].map(String::from);
         let mut command = Command::new("nsenter");
         command.arg(net).arg(env!("CARGO_BIN_EXE_hc-prober")).args(fixed).args(arguments.split_whitespace());
         command

@@ -18,7 +18,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use core::{mem::MaybeUninit, ptr};
-use lb_ebpf::net::{ICMP, IPIP, TCP, UDP};
+use lb_ebpf::net::{ICMP, ICMPV6, IP6, IPIP, IPV6_LEN, TCP, UDP};
 use lb_ebpf::probe::{CaptureCounters, Captured, INNER, OUTER, Ports, SNAP, Watch};
 
 #[unsafe(no_mangle)]
@@ -34,32 +34,46 @@ static CAPTURED: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 #[map]
 static COUNTERS: PerCpuArray<CaptureCounters> = PerCpuArray::with_max_entries(1, 0);
 
+/// ICMP: an echo request (RFC 792), an echo reply, the errors that are about a packet of ours.
+const ECHO_REQUEST: u8 = 8;
 const ECHO_REPLY: u8 = 0;
 const UNREACHABLE: u8 = 3;
-const ECHO_REQUEST: u8 = 8;
 const TIME_EXCEEDED: u8 = 11;
 const PARAMETER_PROBLEM: u8 = 12;
 
-/// The first part of an IPv4 header, all fields as on the wire.
-#[repr(C)]
-struct Ipv4 {
-    version_ihl: u8,
-    tos: u8,
-    total_len: [u8; 2],
-    id: [u8; 2],
-    fragment: [u8; 2],
-    ttl: u8,
+/// The same of ICMPv6 (RFC 4443): its errors are the types from 1 to 4.
+const ECHO_REQUEST_6: u8 = 128;
+const ECHO_REPLY_6: u8 = 129;
+const FIRST_ERROR_6: u8 = 1;
+const LAST_ERROR_6: u8 = 4;
+
+/// Length of an ICMP header, of either family, up to what an error quotes.
+const ICMP_HEADER: u32 = 8;
+
+/// Next header of an IPv6 fragment, and the length of its header (RFC 8200, 4.5).
+const FRAGMENT: u8 = 44;
+const FRAGMENT_HEADER: u32 = 8;
+
+/// Where the addresses are in the headers.
+const ADDRESSES: u32 = 12;
+const ADDRESSES_6: u32 = 8;
+
+/// What a header says but for the addresses, which are looked at last.
+struct Header {
+    is_v6: bool,
     protocol: u8,
+    /// Offset of the payload from the header's start.
+    payload: u32,
+    /// Length of header and payload.
+    len: u32,
 }
 
-/// The part of it that follows the checksum.
+/// The addresses of a header, as they stand in a [`Watch`].
 #[repr(C)]
 struct Addresses {
-    source: [u8; 4],
-    destination: [u8; 4],
+    source: [u8; 16],
+    destination: [u8; 16],
 }
-
-const ADDRESSES: u32 = 12;
 
 /// What a packet is to us.
 enum Claim {
@@ -78,7 +92,7 @@ fn probe_capture(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn capture(ctx: &TcContext) -> Option<i32> {
-    let ip: Ipv4 = load(ctx, 0)?;
+    let ip = header(ctx, 0)?;
     let claim = claim(ctx, &ip)?;
     let counters = COUNTERS.get_ptr_mut(0)?;
     // SAFETY: a per-CPU element that only this CPU writes, and tc programs do not nest on one CPU.
@@ -87,7 +101,7 @@ fn capture(ctx: &TcContext) -> Option<i32> {
         counters.ring_full += 1;
         return None;
     };
-    if fill(ctx, &ip, entry.as_mut_ptr()).is_none() {
+    if fill(ctx, ip.len, entry.as_mut_ptr()).is_none() {
         entry.discard(0);
         counters.truncated += 1;
         return None;
@@ -107,18 +121,19 @@ fn capture(ctx: &TcContext) -> Option<i32> {
 
 /// Decides by addresses, ports and identifiers alone; whether the packet is genuine is judged in user space.
 #[inline(always)]
-fn claim(ctx: &TcContext, ip: &Ipv4) -> Option<Claim> {
-    let l4 = payload_offset(ip)?;
+fn claim(ctx: &TcContext, ip: &Header) -> Option<Claim> {
     match ip.protocol {
         TCP | UDP => {
-            let [_, _, high, low]: [u8; 4] = load(ctx, l4)?;
-            is_reply(ctx, high, low)?.then_some(Claim::Take)
+            let [_, _, high, low]: [u8; 4] = load(ctx, ip.payload)?;
+            is_reply(ctx, ip, high, low)?.then_some(Claim::Take)
         }
-        ICMP => {
-            let [kind, _, _, _, high, low, _, _]: [u8; 8] = load(ctx, l4)?;
-            match kind {
-                ECHO_REPLY => is_reply(ctx, high, low)?.then_some(Claim::Look),
-                UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM => is_error(ctx, l4 + 8)?.then_some(Claim::Look),
+        ICMP | ICMPV6 => {
+            let [kind, _, _, _, high, low, _, _]: [u8; 8] = load(ctx, ip.payload)?;
+            match (ip.protocol, kind) {
+                (ICMP, ECHO_REPLY) | (ICMPV6, ECHO_REPLY_6) => is_reply(ctx, ip, high, low)?.then_some(Claim::Look),
+                (ICMP, UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM) | (ICMPV6, FIRST_ERROR_6..=LAST_ERROR_6) => {
+                    is_error(ctx, ip.payload + ICMP_HEADER)?.then_some(Claim::Look)
+                }
                 _ => None,
             }
         }
@@ -128,35 +143,38 @@ fn claim(ctx: &TcContext, ip: &Ipv4) -> Option<Claim> {
 
 /// A packet from one of our targets to one of our ports.
 #[inline(always)]
-fn is_reply(ctx: &TcContext, high: u8, low: u8) -> Option<bool> {
+fn is_reply(ctx: &TcContext, ip: &Header, high: u8, low: u8) -> Option<bool> {
     if !is_ours(high, low) {
         return None;
     }
-    let Addresses { source, destination } = load(ctx, ADDRESSES)?;
+    let Addresses { source, destination } = addresses(ctx, 0, ip.is_v6)?;
     Some(watched(&Watch { local: destination, remote: source }, INNER))
 }
 
-/// An ICMP error quotes the header and at least 8 bytes of the packet it is about (RFC 792).
+/// An ICMP error quotes the header and at least 8 bytes of the packet it is about (RFC 792); ICMPv6 as much of it as fits in
+/// 1,280 bytes (RFC 4443, 2.4).
 #[inline(always)]
-fn is_error(ctx: &TcContext, offset: u32) -> Option<bool> {
-    let quoted: Ipv4 = load(ctx, offset)?;
-    let l4 = payload_offset(&quoted)?;
-    let [a, b, _, _, e, f, _, _]: [u8; 8] = load(ctx, offset + l4)?;
-    let Addresses { source, destination } = load(ctx, offset + ADDRESSES)?;
-    let watch = Watch { local: source, remote: destination };
-    let ours = match quoted.protocol {
-        TCP | UDP => is_ours(a, b),
-        ICMP if a == ECHO_REQUEST => is_ours(e, f),
-        IPIP => return Some(watched(&Watch { local: first_of(source), ..watch }, OUTER)),
-        _ => false,
+fn is_error(ctx: &TcContext, at: u32) -> Option<bool> {
+    let quoted = header(ctx, at)?;
+    let [a, b, _, _, e, f, _, _]: [u8; 8] = load(ctx, at + quoted.payload)?;
+    let role = match quoted.protocol {
+        TCP | UDP if is_ours(a, b) => INNER,
+        ICMP if a == ECHO_REQUEST && is_ours(e, f) => INNER,
+        ICMPV6 if a == ECHO_REQUEST_6 && is_ours(e, f) => INNER,
+        IPIP | IP6 => OUTER,
+        _ => return None,
     };
-    Some(ours && watched(&watch, INNER))
+    let Addresses { source, destination } = addresses(ctx, at, quoted.is_v6)?;
+    let local = if role == OUTER && !quoted.is_v6 { first_of(source) } else { source };
+    Some(watched(&Watch { local, remote: destination }, role))
 }
 
 /// The first of the outer sources, of which this may be one.
 #[inline(always)]
-fn first_of(source: [u8; 4]) -> [u8; 4] {
-    (u32::from_ne_bytes(source) & !HOST_MASK.load()).to_ne_bytes()
+fn first_of(mut source: [u8; 16]) -> [u8; 16] {
+    let [.., a, b, c, d] = &mut source;
+    [*a, *b, *c, *d] = (u32::from_ne_bytes([*a, *b, *c, *d]) & !HOST_MASK.load()).to_ne_bytes();
+    source
 }
 
 /// Whether a port or identifier, given by its bytes on the wire, is in our range.
@@ -172,18 +190,59 @@ fn watched(watch: &Watch, role: u32) -> bool {
     unsafe { WATCH.get(watch) }.is_some_and(|roles| *roles & role != 0)
 }
 
-/// Where the payload begins, from the header's start; `None` for what is not IPv4 or a later fragment.
+/// Reads the header at `at`; `None` for what is not IP, a later fragment, and IPv6 extension headers other than that of a
+/// first fragment: neither the answers to our probes nor our probes, which errors quote, have any.
 #[inline(always)]
-fn payload_offset(ip: &Ipv4) -> Option<u32> {
-    let offset = u16::from_be_bytes(ip.fragment) & 0x1fff;
-    let len = u32::from(ip.version_ihl & 0x0f) * 4;
-    (ip.version_ihl >> 4 == 4 && len >= 20 && offset == 0).then_some(len)
+fn header(ctx: &TcContext, at: u32) -> Option<Header> {
+    // All that is needed of either family, but for the addresses.
+    let head: [u8; 10] = load(ctx, at)?;
+    match head[0] >> 4 {
+        4 => header4(&head),
+        6 => header6(ctx, at, &head),
+        _ => None,
+    }
 }
 
-/// Copies the packet's first bytes to the ring's entry.
 #[inline(always)]
-fn fill(ctx: &TcContext, ip: &Ipv4, entry: *mut Captured) -> Option<()> {
-    let mut len = u32::from(u16::from_be_bytes(ip.total_len));
+fn header4(head: &[u8; 10]) -> Option<Header> {
+    let payload = u32::from(head[0] & 0x0f) * 4;
+    let len = u32::from(u16::from_be_bytes([head[2], head[3]]));
+    let offset = u16::from_be_bytes([head[6], head[7]]) & 0x1fff;
+    (payload >= 20 && offset == 0).then_some(Header { is_v6: false, protocol: head[9], payload, len })
+}
+
+#[inline(always)]
+fn header6(ctx: &TcContext, at: u32, head: &[u8; 10]) -> Option<Header> {
+    let fixed = IPV6_LEN as u32;
+    let len = fixed + u32::from(u16::from_be_bytes([head[4], head[5]]));
+    let protocol = head[6];
+    if protocol != FRAGMENT {
+        return Some(Header { is_v6: true, protocol, payload: fixed, len });
+    }
+    let [protocol, _, high, low]: [u8; 4] = load(ctx, at + fixed)?;
+    // The low three bits are no part of the offset.
+    let first = u16::from_be_bytes([high, low]) & 0xfff8 == 0;
+    first.then_some(Header { is_v6: true, protocol, payload: fixed + FRAGMENT_HEADER, len })
+}
+
+#[inline(always)]
+fn addresses(ctx: &TcContext, at: u32, is_v6: bool) -> Option<Addresses> {
+    if is_v6 {
+        return load(ctx, at + ADDRESSES_6);
+    }
+    let [source, destination]: [[u8; 4]; 2] = load(ctx, at + ADDRESSES)?;
+    Some(Addresses { source: mapped(source), destination: mapped(destination) })
+}
+
+#[inline(always)]
+fn mapped([a, b, c, d]: [u8; 4]) -> [u8; 16] {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+/// Copies the packet's first bytes, `len` if it is as long as its header says, to the ring's entry.
+#[inline(always)]
+fn fill(ctx: &TcContext, len: u32, entry: *mut Captured) -> Option<()> {
+    let mut len = len;
     if len > SNAP as u32 {
         len = SNAP as u32;
     }
