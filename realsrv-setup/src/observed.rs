@@ -25,6 +25,8 @@ pub struct Link {
     pub enslaved: bool,
     /// The qdisc at handle `ffff:`.
     pub hook: HookQdisc,
+    /// The device's own `arp_ignore`: the larger of this and that of `all` counts.
+    pub arp_ignore: i32,
 }
 
 /// What a device carries.

@@ -186,6 +186,11 @@ pub enum Refusal {
         "{device} may answer neighbour solicitations for {vip} (proxy NDP): `ip -6 neigh del proxy {vip} dev {device}`"
     )]
     VipProxied { vip: Vip, device: String },
+    #[error(
+        "{device} has arp_ignore={value}, with which it answers ARP for VIPs on lo: `sysctl net/ipv4/conf/{device}/arp_ignore=0` \
+         (the larger of a device's value and all's counts)"
+    )]
+    AnswersArp { device: String, value: i32 },
     #[error("IPv6 is disabled on lo ({LO_DISABLE_IPV6}), where {0} must be: enable it first")]
     Ipv6Disabled(Vip),
     #[error("this kernel has no {0} module: use --decap ebpf (or auto)")]
@@ -218,7 +223,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Refusal> {
     let tunnels = kernel_tunnels(desired, observed)?;
     let mut items = Vec::new();
     for family in Family::ALL.into_iter().filter(|&family| desired.serves(family)) {
-        setting_items(family, observed, &mut items)?;
+        setting_items(family, desired, observed, &mut items)?;
     }
     for &family in &tunnels {
         tunnel_items(family, observed, &mut items)?;
@@ -336,18 +341,36 @@ fn kernel_tunnels(desired: &Desired, observed: &Observed) -> Result<BTreeSet<Fam
 }
 
 /// The settings of the host that VIPs of a family need.
-fn setting_items(family: Family, observed: &Observed, items: &mut Vec<Item>) -> Result<(), Refusal> {
+fn setting_items(family: Family, desired: &Desired, observed: &Observed, items: &mut Vec<Item>) -> Result<(), Refusal> {
     // IPv6 has no counterpart: Linux answers neighbour solicitations for the addresses of the device they arrive on, and
     // never asks in the name of another (net/ipv6/ndisc.c: ndisc_recv_ns, ndisc_solicit).
     if family == Family::Ipv4 {
-        // Larger is accepted where it is as silent: 2 adds a subnet check, 3 excepts scope host, 8 never answers.
-        items.push(sysctl(observed, "net.ipv4.conf.all.arp_ignore", "1", |now| matches!(now, 1 | 2 | 3 | 8))?);
+        items.push(arp_ignore(desired, observed)?);
         items.push(sysctl(observed, "net.ipv4.conf.all.arp_announce", "2", |now| now >= 2)?);
     }
     // Milliseconds between ICMP errors to one peer: UDP checks want to hear "port closed". Kept in ticks: 10 reads as 12 at
     // 250 Hz.
     items.push(sysctl(observed, family.icmp_ratelimit(), "10", |now| now < 20)?);
     Ok(())
+}
+
+/// The setting of `all`. That of a device counts where it is larger, and larger is not always more silent.
+fn arp_ignore(desired: &Desired, observed: &Observed) -> Result<Item, Refusal> {
+    const TO: i64 = 1;
+    let is_vip = |address: IpAddr| desired.vips.iter().any(|&vip| address == IpAddr::from(vip));
+    let mut vips = observed.addresses.iter().filter(|found| found.address.is_ipv4() && is_vip(found.address));
+    let all_host_scope = vips.all(|vip| vip.host_scope);
+    // 1 answers for addresses of the device only, 2 adds a subnet check, 3 answers for all that are not of scope host, 8 never
+    // answers; the kernel takes the others for 0 (net/ipv4/arp.c: arp_ignore).
+    let is_silent = |value: i64| matches!(value, 1 | 2 | 8) || value == 3 && all_host_scope;
+    let item = sysctl(observed, "net.ipv4.conf.all.arp_ignore", &TO.to_string(), is_silent)?;
+    let all = item.wanted.parse().unwrap_or(TO);
+    let answers =
+        |(_, link): &(&String, &Link)| link.layer == Layer::Ethernet && !is_silent(all.max(link.arp_ignore.into()));
+    match observed.links.iter().find(answers) {
+        Some((device, link)) => Err(Refusal::AnswersArp { device: device.clone(), value: link.arp_ignore }),
+        None => Ok(item),
+    }
 }
 
 fn tunnel_items(family: Family, observed: &Observed, items: &mut Vec<Item>) -> Result<(), Refusal> {
@@ -561,7 +584,7 @@ pub fn is_arp(sysctl: &str) -> bool {
     sysctl.ends_with(".arp_ignore") || sysctl.ends_with(".arp_announce")
 }
 
-fn sysctl(observed: &Observed, name: &str, to: &str, accept: fn(i64) -> bool) -> Result<Item, Refusal> {
+fn sysctl(observed: &Observed, name: &str, to: &str, accept: impl Fn(i64) -> bool) -> Result<Item, Refusal> {
     let from = observed_sysctl(observed, name)?;
     let accepted = from.parse().is_ok_and(accept);
     let step = (!accepted).then(|| Step::SetSysctl { name: name.to_owned(), from: from.to_owned(), to: to.to_owned() });

@@ -138,7 +138,7 @@ fn what_cannot_be_is_refused_and_nothing_changes() {
     let lab = Lab::new();
     lab.in_real("ip link add other type veth peer name peer; ip link set other up");
     lab.in_real("ip addr add 198.18.5.1/24 dev other; tc qdisc add dev other ingress");
-    lab.in_real("ip addr add 198.19.77.1/24 dev lo");
+    lab.in_real("ip addr add 198.19.77.1/24 dev lo; ip link add deaf type veth peer name deafer");
     let before = lab.snapshot();
     for (arguments, code, says) in [
         ("apply --interface eth0", 1, "no VIP"),
@@ -160,6 +160,8 @@ fn what_cannot_be_is_refused_and_nothing_changes() {
         assert!(lab.setup_exits(arguments, code).contains(says), "{arguments}: no {says:?}");
     }
     lab.assert_as(&before);
+    lab.in_real("echo 4 > /proc/sys/net/ipv4/conf/deaf/arp_ignore");
+    assert!(lab.setup_exits("apply --interface eth0 --vip 198.19.10.1", 1).contains("deaf has arp_ignore=4"));
     assert!(!lab.state_dir().exists());
 }
 

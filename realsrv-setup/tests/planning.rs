@@ -19,7 +19,7 @@ use realsrv_setup::{
 const TUNNEL: &str = Family::Ipv4.tunnel();
 
 fn link(index: u32, layer: Layer) -> Link {
-    Link { index, up: true, mtu: 1500, layer, enslaved: false, hook: HookQdisc::None }
+    Link { index, up: true, mtu: 1500, layer, enslaved: false, hook: HookQdisc::None, arp_ignore: 0 }
 }
 
 fn host() -> Observed {
@@ -91,6 +91,38 @@ fn settings_that_are_as_silent_are_left() {
         let arp = |step: &&Step| matches!(step, Step::SetSysctl { name, .. } if name.contains("arp_"));
         assert_eq!(steps(&desired(), &host).iter().filter(arp).count(), changes, "{ignore} {announce}");
     }
+}
+
+/// With 3 the host answers for what is not of scope host, as a VIP that somebody added is.
+#[test]
+fn arp_ignore_3_is_kept_only_while_every_vip_is_of_scope_host() {
+    let changes = |host: &Observed| {
+        steps(&desired(), host)
+            .iter()
+            .any(|step| matches!(step, Step::SetSysctl { name, .. } if name.contains("arp_ignore")))
+    };
+    let mut host = host();
+    host.sysctls.insert("net.ipv4.conf.all.arp_ignore".to_owned(), "3".to_owned());
+    assert!(!changes(&host), "not there yet");
+    host.addresses.push(Address { host_scope: true, ..address("lo", "198.19.10.1", 32) });
+    assert!(!changes(&host));
+    host.addresses.pop();
+    host.addresses.push(address("lo", "198.19.10.1", 32));
+    assert!(changes(&host));
+}
+
+#[test]
+fn device_that_answers_arp_by_its_own_setting_is_refused() {
+    for (own, refused) in [(0, false), (1, false), (3, false), (8, false), (4, true), (7, true)] {
+        let mut host = host();
+        host.links.get_mut("eth0").unwrap().arp_ignore = own;
+        let refusal = Refusal::AnswersArp { device: "eth0".to_owned(), value: own };
+        assert_eq!(plan(&desired(), &host) == Err(refusal), refused, "{own}");
+    }
+    let mut host = host();
+    host.links.get_mut("eth0").unwrap().arp_ignore = 3;
+    host.addresses.push(address("lo", "198.19.10.1", 32));
+    assert!(plan(&desired(), &host).is_err());
 }
 
 #[test]

@@ -51,7 +51,7 @@ prop_compose! {
     fn a_host()(
         tunnels in [any_tunnel(), any_tunnel()],
         there in some_of::<Vip>(&VIPS, 0),
-        settings in [select(&["0", "1", "2", "8"]), select(&["0", "1", "2"]), select(&["0", "10", "1000"]), select(&["0", "10", "1000"])],
+        settings in [select(&["0", "1", "2", "3", "8"]), select(&["0", "1", "2"]), select(&["0", "10", "1000"]), select(&["0", "10", "1000"])],
         hooks in [any_hook(), any_hook()],
         eth1_up: bool,
     ) -> Observed {

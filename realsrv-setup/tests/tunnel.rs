@@ -244,8 +244,8 @@ fn guard_drops_other_sources_and_passes_allowed_ones() {
 #[test]
 fn arp_for_the_vip_is_silent_both_ways() {
     let lab = Lab::new();
-    // Before: the VIP on lo is answered for. It is not ours, and must survive.
-    lab.in_real(&format!("ip addr add {VIP}/32 dev lo"));
+    // Before: the VIP on lo is answered for, with 3 as well, since it is of scope global. It is not ours, and must survive.
+    lab.in_real(&format!("ip addr add {VIP}/32 dev lo; echo 3 > /proc/sys/net/ipv4/conf/all/arp_ignore"));
     lab.in_client(&format!("ip route add {VIP}/32 dev veth0"));
     assert!(neighbour_of_client(&lab).contains("lladdr"), "the test itself: without silence there is an answer");
     lab.setup_exits(APPLY, 0);
@@ -258,6 +258,7 @@ fn arp_for_the_vip_is_silent_both_ways() {
     });
     assert_eq!(senders, [REAL]);
     lab.setup_exits("remove", 0);
+    assert_eq!(lab.in_real("cat /proc/sys/net/ipv4/conf/all/arp_ignore").trim(), "3");
     assert!(lab.in_real("ip addr show dev lo").contains(&VIP.to_string()));
 }
 

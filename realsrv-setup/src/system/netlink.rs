@@ -8,7 +8,7 @@ use std::{
 use futures::TryStreamExt as _;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{AfSpecInet, AfSpecUnspec, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
     tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption},
 };
@@ -229,16 +229,30 @@ fn link(message: &LinkMessage, hook: HookQdisc) -> Option<(String, Link)> {
         },
         enslaved: false,
         hook,
+        arp_ignore: 0,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Mtu(octets) => link.mtu = *octets,
             LinkAttribute::Controller(index) => link.enslaved = *index != 0,
+            LinkAttribute::AfSpecUnspec(families) => link.arp_ignore = arp_ignore(families).unwrap_or(0),
             _ => {}
         }
     }
     Some((name?, link))
+}
+
+/// `None`: the device has no IPv4.
+fn arp_ignore(families: &[AfSpecUnspec]) -> Option<i32> {
+    let ipv4 = families.iter().find_map(|family| match family {
+        AfSpecUnspec::Inet(attributes) => Some(attributes),
+        _ => None,
+    })?;
+    ipv4.iter().find_map(|attribute| match attribute {
+        AfSpecInet::DevConf(settings) => Some(settings.arp_ignore),
+        _ => None,
+    })
 }
 
 fn address(message: &AddressMessage, names: &BTreeMap<u32, String>) -> Option<Address> {

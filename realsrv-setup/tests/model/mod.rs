@@ -55,7 +55,8 @@ impl Model {
                 now.sysctls.insert(setting, value);
             }
             Step::AddAddress { device, address } => {
-                now.addresses.push(self::address(&device, address, Family::of(address).bits()));
+                let added = self::address(&device, address, Family::of(address).bits());
+                now.addresses.push(Address { host_scope: address.is_ipv4(), ..added });
             }
             Step::LinkUp { device } => self.link(&device).up = true,
             Step::AddClsact { device } => self.link(&device).hook = HookQdisc::Clsact,
@@ -154,7 +155,7 @@ impl Store for Disk {
 }
 
 pub(crate) fn link(index: u32, up: bool, layer: Layer) -> Link {
-    Link { index, up, mtu: 1500, layer, enslaved: false, hook: HookQdisc::None }
+    Link { index, up, mtu: 1500, layer, enslaved: false, hook: HookQdisc::None, arp_ignore: 0 }
 }
 
 fn family_of(module: &str) -> Family {
