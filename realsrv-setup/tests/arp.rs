@@ -69,7 +69,9 @@ fn ask(device: &'static str, from: Ipv4Addr, to: &'static [Ipv4Addr]) -> impl Fn
         std::process::Command::new("ip").args(["neigh", "flush", "dev", device]).output().unwrap();
         // The VIP is not there all the time.
         let socket = UdpSocket::bind((from, 0)).ok()?;
-        to.iter().for_each(|&to| drop(socket.send_to(b"x", (to, 9))));
+        for &to in to {
+            drop(socket.send_to(b"x", (to, 9)));
+        }
         Some(())
     }
 }

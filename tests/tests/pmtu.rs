@@ -4,34 +4,46 @@
 
 mod common;
 
-use common::Service;
+use common::{Service, apply6};
 use lbd::model::Stats;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 use std::{
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    process::Command,
     time::Duration,
 };
-use tests::lab::{VIP, run};
+use tests::lab::{Host, VIP, VIP6, run};
 
 const BODY: usize = 1 << 20;
 /// What an upload may take: one that hangs in a path's black hole takes longer.
 const UPLOAD: &str = "--max-time 30";
 
 /// Reals announce the MSS of their own link, so that the client's segments fill 1,500 bytes.
-fn service(test: &str, reals: usize) -> Service {
+fn over_ipv4(test: &str, reals: usize) -> Service {
     let service = Service::with(test, reals, reals, &[]);
-    for real in service.lab.reals() {
-        run(service.lab.realsrv_setup(real, "apply").unwrap().args(["--mss", "off"])).unwrap();
-    }
+    without_clamp(&service, |real| service.lab.realsrv_setup(real, "apply").unwrap());
     service
 }
 
-fn upload(service: &Service) {
+fn over_ipv6(test: &str, reals: usize) -> Service {
+    let service = Service::over_ipv6(test, reals);
+    without_clamp(&service, |real| apply6(&service.lab, real));
+    service
+}
+
+fn without_clamp(service: &Service, apply: impl Fn(&Host) -> Command) {
+    for real in service.lab.reals() {
+        run(apply(real).args(["--mss", "off"])).unwrap();
+    }
+}
+
+fn upload(service: &Service, vip: IpAddr) {
     let client = service.lab.client();
     let body = client.dir().join("body");
     std::fs::write(&body, vec![7; BODY]).unwrap();
-    let curl = format!("curl -sS --fail {UPLOAD} -H Expect: --data-binary @{} http://{VIP}/upload", body.display());
+    let url = format!("http://{}/upload", SocketAddr::from((vip, 80)));
+    let curl = format!("curl -sS --fail {UPLOAD} -H Expect: --data-binary @{} {url}", body.display());
     assert_eq!(client.run(&curl).unwrap(), format!("real1 received {BODY} bytes\n"));
 }
 
@@ -40,52 +52,83 @@ fn told(service: &Service) -> u64 {
     stats.reasons.iter().find(|reason| reason.reason == "too_big_reply").unwrap().packets
 }
 
-/// The MTU that the client has learnt of the way to the VIP.
-fn learnt(service: &Service) -> String {
-    service.lab.client().run(&format!("ip route get {VIP}")).unwrap()
+/// The client has learnt this MTU of the way to the VIP.
+fn assert_learnt(service: &Service, vip: IpAddr, mtu: u16) {
+    let route = service.lab.client().run(&format!("ip route get {vip}")).unwrap();
+    assert!(route.contains(&format!("mtu {mtu}")), "{route}");
 }
 
 #[test]
 fn upload_of_full_sized_segments_succeeds_by_pmtu_messages_alone() {
-    let service = service("pmtu", 1);
-    upload(&service);
+    let service = over_ipv4("pmtu", 1);
+    upload(&service, VIP.into());
     assert!(told(&service) > 0);
-    assert!(learnt(&service).contains("mtu 1480"), "{}", learnt(&service));
+    assert_learnt(&service, VIP.into(), 1480);
+}
+
+#[test]
+fn upload_into_an_ipv6_tunnel_succeeds_by_pmtu_messages_alone_for_vips_of_both_families() {
+    let service = over_ipv6("pmtu6", 1);
+    for vip in [VIP6.into(), VIP.into()] {
+        let before = told(&service);
+        upload(&service, vip);
+        assert!(told(&service) > before, "{vip}");
+        assert_learnt(&service, vip, 1460);
+    }
 }
 
 #[test]
 fn upload_over_a_narrow_path_to_the_real_succeeds_as_its_router_tells_the_load_balancer() {
-    let service = service("narrow", 1);
-    // Only the router knows: the load balancer's own device carries 1,500 bytes.
-    service.lab.router().run("ip link set to-real1 mtu 1400").unwrap();
-    assert_eq!(service.row(1).mtu, Some(1500));
-    upload(&service);
-    assert_eq!(service.row(1).mtu, Some(1400));
-    assert!(learnt(&service).contains("mtu 1380"), "{}", learnt(&service));
+    for (service, vip, outer) in
+        [(over_ipv4("narrow", 1), IpAddr::from(VIP), 20), (over_ipv6("narrow6", 1), IpAddr::from(VIP6), 40)]
+    {
+        // Only the router knows: the load balancer's own device carries 1,500 bytes.
+        service.lab.router().run("ip link set to-real1 mtu 1400").unwrap();
+        service.wait_for("the MTU of the device", |rows| rows.iter().all(|row| row.mtu == Some(1500)));
+        upload(&service, vip);
+        service.wait_for("the MTU of the path", |rows| rows.iter().all(|row| row.mtu == Some(1400)));
+        assert_learnt(&service, vip, 1400 - outer);
+    }
 }
 
 /// One flow each from an address of its own, since hosts remember a path's MTU by address: each flow's real must hear by
 /// itself that its answer did not fit.
+const FLOWS: u16 = 1000;
+
 #[test]
 fn frag_needed_from_a_router_reaches_the_real_of_each_of_a_thousand_flows() {
-    const FLOWS: u32 = 1000;
-    let service = service("replies", 3);
+    let service = over_ipv4("replies", 3);
+    let address = |n: u16| Ipv4Addr::from_bits(Ipv4Addr::new(198, 18, 32, 1).to_bits() + u32::from(n));
+    each_real_learns(&service, "198.18.32.0/22", service.lab.client().addr().into(), VIP.into(), |n| address(n).into());
+}
+
+#[test]
+fn packet_too_big_from_a_router_reaches_the_real_of_each_of_a_thousand_flows() {
+    let service = over_ipv6("replies6", 3);
+    let address = |n: u16| Ipv6Addr::new(0xfd00, 0x32, 0, 0, 0, 0, 0, n + 1);
+    each_real_learns(&service, "fd00:32::/64", service.lab.client().addr6().into(), VIP6.into(), |n| address(n).into());
+}
+
+/// The client has a network of addresses; its link is narrow, and only its router knows.
+fn each_real_learns(service: &Service, network: &str, client: IpAddr, vip: IpAddr, address: impl Fn(u16) -> IpAddr) {
     let lab = &service.lab;
     lab.router().run("ip link set to-client mtu 1400").unwrap();
-    lab.router().run(&format!("ip route add 198.18.32.0/22 via {}", lab.client().addr())).unwrap();
-    lab.client().run("ip route add local 198.18.32.0/22 dev lo").unwrap();
-    let client = lab.client().clone();
+    lab.router().run(&format!("ip route add {network} via {client}")).unwrap();
+    lab.client().run(&format!("ip route add local {network} dev lo")).unwrap();
+    // IPv6 sends from addresses of the host only, unless told otherwise.
+    lab.client().run("sysctl -qw net.ipv6.ip_nonlocal_bind=1").unwrap();
+    let (client, sources) = (lab.client().clone(), (0..FLOWS).map(address).collect::<Vec<_>>());
     let thread = std::thread::spawn(move || {
         client.enter().unwrap();
-        let first = Ipv4Addr::new(198, 18, 32, 1).to_bits();
-        (first..first + FLOWS).map(|source| download(Ipv4Addr::from_bits(source))).collect::<Vec<_>>()
+        sources.into_iter().map(|source| download(source, vip)).collect::<Vec<_>>()
     });
     let answered = thread.join().unwrap();
     assert!(answered.iter().all(|len| *len > FIRST_WINDOW), "{answered:?}");
     // Each real had a part of them, and what each remembers is the MTU of its own flows.
     for real in lab.reals() {
-        let remembered = real.run("ip route show cache").unwrap().matches("mtu 1400").count();
-        assert!(remembered > FLOWS as usize / 5, "{}: {remembered}", real.name());
+        let family = if vip.is_ipv4() { "-4" } else { "-6" };
+        let remembered = real.run(&format!("ip {family} route show cache")).unwrap().matches("mtu 1400").count();
+        assert!(remembered > usize::from(FLOWS) / 5, "{}: {remembered}", real.name());
     }
 }
 
@@ -93,10 +136,10 @@ fn frag_needed_from_a_router_reaches_the_real_of_each_of_a_thousand_flows() {
 const FIRST_WINDOW: usize = 20_000;
 
 /// Asks the VIP for the beginning of `/big` from this address: the length of the answer.
-fn download(source: Ipv4Addr) -> usize {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+fn download(source: IpAddr, vip: IpAddr) -> usize {
+    let socket = Socket::new(Domain::for_address((vip, 80).into()), Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
-    socket.connect_timeout(&SocketAddr::from((VIP, 80)).into(), Duration::from_secs(5)).unwrap();
+    socket.connect_timeout(&SocketAddr::from((vip, 80)).into(), Duration::from_secs(5)).unwrap();
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let range = format!("bytes=0-{FIRST_WINDOW}");

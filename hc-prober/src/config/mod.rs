@@ -188,7 +188,6 @@ fn is_usable6(a: Ipv6Addr) -> bool {
 }
 
 /// A value that may be absent. `Some(None)`: not there; `None`: there, and a mistake.
-#[expect(clippy::option_option, reason = "absent and wrong are two things here, and both end at the same `?`")]
 pub fn optional<V, T>(value: Option<&V>, convert: impl FnOnce(&V) -> Option<T>) -> Option<Option<T>> {
     match value {
         Some(value) => convert(value).map(Some),

@@ -5,7 +5,9 @@ use aya::programs::links::{FdLink, PinnedLink};
 use lbd::model::{Health, RealRow, Status};
 use std::{
     fs::{self, File},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -13,7 +15,7 @@ use std::{
     thread::JoinHandle,
     time::{Duration, Instant},
 };
-use tests::lab::{Host, Lab, LabConfig, Result, Running, run, wait_for};
+use tests::lab::{Host, Lab, LabConfig, Result, Running, VIP, VIP6, run, wait_for};
 
 pub(crate) const TIMING: &str = "interval = \"500ms\"\ntimeout = \"500ms\"\nfall = 2";
 /// `fall × 1.1 × interval + timeout + 0.3 s`, and as much again: this asserts that it happens, benches say how fast.
@@ -48,6 +50,38 @@ impl Service {
         service
     }
 
+    /// A lab with both families: the IPv6 VIP and the IPv4 one, both over the IPv6 addresses of all reals.
+    pub(crate) fn over_ipv6(test: &str, reals: usize) -> Self {
+        let lab = Lab::up(&LabConfig { name: format!("e{}-{test}", std::process::id()), reals }).unwrap();
+        lab.add_ipv6().unwrap();
+        let (lb, vip) = (lab.lb().addr6(), VIP6.to_string());
+        let mut config = format!("[node]\ninterface = \"eth0\"\nouter_source6 = \"{lb}\"\n[defaults]\n{TIMING}\n");
+        let reals: Vec<_> =
+            lab.reals().iter().map(|real| format!("[[vip.real]]\naddress = \"{}\"\n", real.addr6())).collect();
+        for address in [vip.as_str(), &VIP.to_string()] {
+            let head = format!("[[vip]]\naddress = \"{address}\"\nprotocol = \"tcp\"\nport = 80\n");
+            config.extend([head.as_str(), "check = { kind = \"tcp\" }\n", &reals.concat()]);
+        }
+        for real in lab.reals() {
+            run(&mut apply6(&lab, real)).unwrap();
+        }
+        let lbd = lab.start_lbd(&config, &[]).unwrap();
+        let service = Self { lab, lbd, options: &[] };
+        service.wait_for("every real to be UP", |rows| rows.iter().all(|row| row.state == Health::Up));
+        service.wait_until_attached();
+        service
+    }
+
+    /// The rows of all reals of all VIPs, once they are so.
+    pub(crate) fn wait_for(&self, what: &str, so: impl Fn(&[RealRow]) -> bool) -> Vec<RealRow> {
+        let rows = || Ok(Some(self.rows()?).filter(|rows| so(rows)));
+        wait_for(what, Duration::from_secs(5) + DETECTION, rows).unwrap()
+    }
+
+    fn rows(&self) -> Result<Vec<RealRow>> {
+        Ok(serde_json::from_str(&self.lbctl(&["real", "list", "-o", "json"])?).unwrap())
+    }
+
     /// Starts lbd again, with the configuration as it is; returns when the new one is attached.
     pub(crate) fn restart(&mut self) {
         let config = fs::read_to_string(self.lab.lbd().config).unwrap();
@@ -75,9 +109,8 @@ impl Service {
 
     /// The row of a real, if it is configured.
     pub(crate) fn find_row(&self, real: usize) -> Result<Option<RealRow>> {
-        let rows: Vec<RealRow> = serde_json::from_str(&self.lbctl(&["real", "list", "-o", "json"])?).unwrap();
         let address = self.lab.real(real)?.addr();
-        Ok(rows.into_iter().find(|row| row.real == address))
+        Ok(self.rows()?.into_iter().find(|row| row.real == address))
     }
 
     pub(crate) fn row(&self, real: usize) -> RealRow {
@@ -132,9 +165,21 @@ impl Drop for Service {
     }
 }
 
+/// `realsrv-setup apply` for the VIPs of both families.
+pub(crate) fn apply6(lab: &Lab, real: &Host) -> Command {
+    let mut apply = lab.realsrv_setup(real, "apply").unwrap();
+    apply.args(["--vip", &VIP6.to_string(), "--lb-source", &lab.lb().addr6().to_string()]);
+    apply
+}
+
 /// One request; the number of the real that answered.
 fn request(client: &Host) -> Result<usize> {
-    let name = client.http_get(&format!("http://{}/", tests::lab::VIP))?;
+    request_to(client, VIP.into())
+}
+
+/// The same to this VIP.
+pub(crate) fn request_to(client: &Host, vip: IpAddr) -> Result<usize> {
+    let name = client.http_get(&format!("http://{}/", SocketAddr::from((vip, 80))))?;
     Ok(name.trim().strip_prefix("real").unwrap().parse().unwrap())
 }
 
