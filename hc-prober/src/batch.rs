@@ -33,9 +33,9 @@ struct Entry {
 /// One packet of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outgoing<'a> {
-    /// From the outer IP header on.
+    /// From the outermost IP header on.
     pub bytes: &'a [u8],
-    /// The real.
+    /// Where that header goes.
     pub destination: IpAddr,
     /// The probe whose result depends on it; `None` for RSTs.
     pub probe: Option<ProbeId>,
@@ -43,11 +43,12 @@ pub struct Outgoing<'a> {
 
 impl Batch {
     /// Appends a packet; false if there is no such: see [`encode`].
-    pub fn push(&mut self, outer: Ends, inner: &Inner<'_>, probe: Option<ProbeId>) -> bool {
+    pub fn push(&mut self, outer: Option<Ends>, inner: &Inner<'_>, probe: Option<ProbeId>) -> bool {
         let start = self.bytes.len();
+        let destination = outer.unwrap_or(inner.ends).destination();
         let encoded = encode(outer, inner, &mut self.bytes).is_some();
         if encoded {
-            self.packets.push(Entry { range: start..self.bytes.len(), destination: outer.destination(), probe });
+            self.packets.push(Entry { range: start..self.bytes.len(), destination, probe });
         }
         encoded
     }

@@ -44,6 +44,18 @@ pub enum Kind {
     },
 }
 
+impl Kind {
+    /// The name in configurations and JSON.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Icmp => "icmp",
+            Self::Tcp { .. } => "tcp",
+            Self::Udp { .. } => "udp",
+        }
+    }
+}
+
 /// When a check runs and how many results make a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Timing {

@@ -28,11 +28,48 @@ pub(crate) enum Command {
                       codes are chosen: try the command line by hand before keepalived runs it."
     )]
     Check(CheckArgs),
+    /// Find out why a real is down, and what mends it.
+    #[command(
+        after_help = "Exit codes: 0 nothing is wrong, 2 something is, 3 could not be found out (usage errors too)."
+    )]
+    Diagnose(DiagnoseArgs),
+}
+
+/// What to diagnose.
+#[derive(Debug, Args)]
+pub(crate) struct DiagnoseArgs {
+    #[command(flatten)]
+    pub(crate) subject: SubjectArgs,
+    /// The check has passed before: silence then points to `rp_filter` or a filter.
+    #[arg(long)]
+    pub(crate) decap_worked: bool,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
 }
 
 /// What to check.
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) subject: SubjectArgs,
+    /// Number of checks.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: u64,
+    /// Checks a second; 0: as fast as possible.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    rate: u32,
+    /// Whose exit codes to use.
+    #[arg(long, value_enum, default_value_t = ExitCodes::Nagios)]
+    pub(crate) exit_codes: ExitCodes,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
+}
+
+/// A check, and the way to it.
+#[derive(Debug, Args)]
+pub(crate) struct SubjectArgs {
     /// The real: where the tunnel ends. IPv4 or IPv6.
     #[arg(long, value_name = "ADDRESS")]
     real: IpAddr,
@@ -57,22 +94,10 @@ pub(crate) struct CheckArgs {
     source: Vec<Source>,
     /// Capture replies on this interface; may be given several times [default: the one that leads to the real].
     #[arg(long, value_name = "NAME", action = ArgAction::Append)]
-    pub(crate) interface: Vec<String>,
+    interface: Vec<String>,
     /// How long an answer is awaited.
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = humantime::parse_duration)]
-    timeout: Duration,
-    /// Number of checks.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) count: u64,
-    /// Checks a second; 0: as fast as possible.
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    rate: u32,
-    /// Whose exit codes to use.
-    #[arg(long, value_enum, default_value_t = ExitCodes::Nagios)]
-    pub(crate) exit_codes: ExitCodes,
-    /// Output format.
-    #[arg(short, long, value_enum, default_value_t = Output::Text)]
-    pub(crate) output: Output,
+    pub(crate) timeout: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -131,7 +156,7 @@ impl ExitCodes {
     }
 }
 
-impl CheckArgs {
+impl SubjectArgs {
     /// The check that was asked for.
     pub(crate) fn check(&self) -> Result<Check, &'static str> {
         let bytes = |hex: &Option<Hex>| hex.clone().map(|Hex(bytes)| bytes);
@@ -164,7 +189,9 @@ impl CheckArgs {
         }
         Ok(settings)
     }
+}
 
+impl CheckArgs {
     /// From one check to the next.
     pub(crate) fn pace(&self) -> Duration {
         Duration::from_secs(1).checked_div(self.rate).unwrap_or_default()
@@ -206,8 +233,10 @@ mod tests {
 
     fn parse(extra: &[&str]) -> Result<CheckArgs, clap::Error> {
         let base = ["hc-prober", "check", "--real", "198.18.101.10", "--vip", "198.19.10.1"];
-        let Command::Check(args) = Cli::try_parse_from(base.iter().chain(extra))?.command;
-        Ok(args)
+        match Cli::try_parse_from(base.iter().chain(extra))?.command {
+            Command::Check(args) => Ok(args),
+            Command::Diagnose(_) => unreachable!("another command"),
+        }
     }
 
     #[test]
@@ -222,7 +251,7 @@ mod tests {
     fn udp_with_hex_is_understood() {
         let args = parse(&["--udp", "53", "--payload", "00fF", "--require-reply"]).unwrap();
         let kind = Kind::Udp { port: 53, payload: vec![0, 255], expect: None, require_reply: true };
-        assert_eq!(args.check().unwrap().key.kind, kind);
+        assert_eq!(args.subject.check().unwrap().key.kind, kind);
         assert!(parse(&["--udp", "53", "--payload", "0"]).is_err());
         assert!(parse(&["--udp", "53", "--payload", "0g"]).is_err());
     }
@@ -231,12 +260,12 @@ mod tests {
     fn source_is_an_address_or_a_prefix() {
         for source in ["198.18.221.11", "198.18.221.0/28"] {
             let args = parse(&["--icmp", "--source", source, "--source", "fd00::11"]).unwrap();
-            let settings = args.settings().unwrap();
+            let settings = args.subject.settings().unwrap();
             assert_eq!(settings.outer_source.unwrap().to_string(), source);
             assert_eq!(settings.outer_source6.unwrap().to_string(), "fd00::11");
         }
         let twice = parse(&["--icmp", "--source", "fd00::11", "--source", "fd00::12"]).unwrap();
-        assert!(twice.settings().unwrap_err().to_string().contains("one of each address family"));
+        assert!(twice.subject.settings().unwrap_err().to_string().contains("one of each address family"));
         let refused = parse(&["--icmp", "--source", "198.18.221.1/28"]).unwrap_err().to_string();
         assert!(refused.contains("host bits set: allowed is"), "{refused}");
     }

@@ -101,26 +101,37 @@ impl Segment<'_> {
     }
 }
 
-/// Appends the packet to `bytes`. `None`, and nothing appended, if it exceeds what IP can hold, or is one that no data plane
-/// sends: IPv6 within IPv4.
-pub fn encode(outer: Ends, inner: &Inner<'_>, bytes: &mut Vec<u8>) -> Option<()> {
-    let protocol = match (outer, inner.ends) {
-        (Ends::V4 { .. } | Ends::V6 { .. }, Ends::V4 { .. }) => IpNextHeaderProtocols::Ipv4,
-        (Ends::V6 { .. }, Ends::V6 { .. }) => IpNextHeaderProtocols::Ipv6,
-        (Ends::V4 { .. }, Ends::V6 { .. }) => return None,
+/// Appends the packet to `bytes`, within a tunnel packet if there is an `outer` header. `None`, and nothing appended, if it
+/// exceeds what IP can hold, or is one that no data plane sends: IPv6 within IPv4.
+pub fn encode(outer: Option<Ends>, inner: &Inner<'_>, bytes: &mut Vec<u8>) -> Option<()> {
+    let (outer_header, inner_header) = (outer.map_or(0, header_len), header_len(inner.ends));
+    let len = u16::try_from(outer_header + inner_header + inner.segment.len()).ok()?;
+    let outer = match outer {
+        Some(outer) => Some((outer, tunnelled(outer, inner.ends)?)),
+        None => None,
     };
-    let (outer_header, inner_header) = (header_len(outer), header_len(inner.ends));
-    let outer_len = u16::try_from(outer_header + inner_header + inner.segment.len()).ok()?;
     let start = bytes.len();
-    bytes.resize(start + usize::from(outer_len), 0);
+    bytes.resize(start + usize::from(len), 0);
     let packet = bytes.get_mut(start..)?;
 
     // The kernel fills in an outer IPv4 identification and the checksum once more: see raw(7), IP_HDRINCL.
-    write_header(packet, outer, &Header { tag: 0, ttl: OUTER_TTL, protocol })?;
+    if let Some((outer, protocol)) = outer {
+        write_header(packet, outer, &Header { tag: 0, ttl: OUTER_TTL, protocol })?;
+    }
     let packet = packet.get_mut(outer_header..)?;
     let protocol = number_of(inner.segment.protocol(), inner.ends);
-    write_header(packet, inner.ends, &Header { tag: inner.tag, ttl: INNER_TTL, protocol })?;
+    let ttl = if outer.is_some() { INNER_TTL } else { OUTER_TTL };
+    write_header(packet, inner.ends, &Header { tag: inner.tag, ttl, protocol })?;
     write_segment(packet.get_mut(inner_header..)?, inner.ends, protocol, inner.segment)
+}
+
+/// The protocol in the outer header.
+fn tunnelled(outer: Ends, inner: Ends) -> Option<IpNextHeaderProtocol> {
+    match (outer, inner) {
+        (Ends::V4 { .. } | Ends::V6 { .. }, Ends::V4 { .. }) => Some(IpNextHeaderProtocols::Ipv4),
+        (Ends::V6 { .. }, Ends::V6 { .. }) => Some(IpNextHeaderProtocols::Ipv6),
+        (Ends::V4 { .. }, Ends::V6 { .. }) => None,
+    }
 }
 
 fn header_len(ends: Ends) -> usize {
@@ -268,7 +279,7 @@ mod tests {
 
     fn encoded(outer: Ends, inner: Ends, segment: Segment<'_>) -> Vec<u8> {
         let mut bytes = Vec::new();
-        encode(outer, &Inner { ends: inner, tag: TAG, segment }, &mut bytes).unwrap();
+        encode(Some(outer), &Inner { ends: inner, tag: TAG, segment }, &mut bytes).unwrap();
         bytes
     }
 
@@ -416,7 +427,7 @@ mod tests {
         let syn = Segment::Syn { from: 61000, to: 80, sequence: 1 };
         for (outer, inner, segment) in [(OUTER, INNER, long), (OUTER_6, INNER_6, long), (OUTER, INNER_6, syn)] {
             let mut bytes = vec![7];
-            assert!(encode(outer, &Inner { ends: inner, tag: TAG, segment }, &mut bytes).is_none());
+            assert!(encode(Some(outer), &Inner { ends: inner, tag: TAG, segment }, &mut bytes).is_none());
             assert_eq!(bytes, [7]);
         }
     }

@@ -267,7 +267,7 @@ impl Engine {
             }
             Kind::Udp { port, payload, require_reply, .. } => {
                 let (from, cookie) = self.depart(probe, path, Protocol::Udp, *port, false, now)?;
-                self.rations.entry(path.tunnel.real()).or_default().departed(now);
+                self.rations.entry(path.real()).or_default().departed(now);
                 let ours = cookie.bytes();
                 let payload = if payload.is_empty() { ours.as_slice() } else { payload.as_slice() };
                 push(out, probe, path, cookie, Segment::Datagram { from, to: *port, payload })?;
@@ -362,7 +362,7 @@ impl Engine {
 
     fn genuine(&mut self, flight: &Flight, answer: &Answer<'_>, repeated: bool, at: Monotonic, out: &mut Output) {
         let probe = ProbeId { check: flight.check, serial: flight.serial };
-        if let (Answer::Error { .. }, Some(ration)) = (answer, self.rations.get_mut(&flight.path.tunnel.real())) {
+        if let (Answer::Error { .. }, Some(ration)) = (answer, self.rations.get_mut(&flight.path.real())) {
             ration.refused(flight.sent_at, MEMORY);
         }
         if flight.companion {

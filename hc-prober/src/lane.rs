@@ -144,7 +144,7 @@ mod tests {
     fn flight(serial: u32, at: u64) -> Flight {
         let here = Ipv4Addr::LOCALHOST;
         let tunnel = Tunnel::V4 { source: here.into(), real: here };
-        let path = Path { tunnel, inner: Ends::V4 { source: here, destination: here } };
+        let path = Path { tunnel: Some(tunnel), inner: Ends::V4 { source: here, destination: here } };
         Flight { check: 0, serial, sent_at: Monotonic(at), path: Arc::new(path), companion: false, answered: false }
     }
 

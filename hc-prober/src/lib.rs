@@ -17,6 +17,8 @@ pub mod check;
 pub mod codec;
 pub mod config;
 pub mod cookie;
+pub mod diagnose;
+pub mod diagnosis;
 pub mod driver;
 pub mod ends;
 pub mod engine;

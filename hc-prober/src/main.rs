@@ -10,10 +10,12 @@ use std::{
 };
 
 use clap::Parser;
-use cli::{CheckArgs, Cli, Command, Exit, Output};
+use cli::{CheckArgs, Cli, Command, DiagnoseArgs, Exit, ExitCodes, Output};
 use hc_prober::{
-    CheckKey, Kind,
+    CheckKey, Kind, Severity, diagnose,
+    diagnosis::{Code, Meaning},
     session::{Session, Summary},
+    state::Event,
 };
 use serde_json::json;
 
@@ -33,9 +35,11 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    let Command::Check(args) = cli.command;
-    let exits = args.exit_codes;
-    match check(&args) {
+    let (exits, result) = match &cli.command {
+        Command::Check(args) => (args.exit_codes, check(args)),
+        Command::Diagnose(args) => (ExitCodes::Nagios, diagnose(args)),
+    };
+    match result {
         Ok(exit) => exits.code(exit),
         Err(error) => {
             eprintln!("hc-prober: could not check: {}", with_causes(error.as_ref()));
@@ -44,10 +48,39 @@ fn main() -> ExitCode {
     }
 }
 
+/// Asks the real what is wrong and prints code, evidence and what mends it.
+fn diagnose(args: &DiagnoseArgs) -> Result<Exit, Box<dyn std::error::Error>> {
+    let (check, settings) = (args.subject.check()?, args.subject.settings()?);
+    let (case, code) = diagnose::diagnose(check.key, args.decap_worked, args.subject.timeout, &settings)?;
+    let Meaning { text, mend } = case.meaning(code);
+    let report = match args.output {
+        Output::Text => {
+            let evidence = case.evidence().map(|line| format!("  {line}"));
+            let mend = mend.map(|mend| format!("mend: {mend}"));
+            let lines: Vec<String> = [format!("{code}: {text}")].into_iter().chain(evidence).chain(mend).collect();
+            lines.join("\n")
+        }
+        Output::Json => json!({
+            "check": case.key(),
+            "code": code,
+            "text": text,
+            "evidence": case.evidence().collect::<Vec<_>>(),
+            "mend": mend,
+        })
+        .to_string(),
+    };
+    writeln!(io::stdout(), "{report}")?;
+    Ok(match code {
+        Code::Ok => Exit::Up,
+        Code::Unknown => Exit::Unknown,
+        _ => Exit::Down,
+    })
+}
+
 /// Runs the check and prints one line (or object) that says what was found and why.
 fn check(args: &CheckArgs) -> Result<Exit, Box<dyn std::error::Error>> {
-    let check = args.check()?;
-    let mut session = Session::open(&check, args.settings()?, args.count)?;
+    let check = args.subject.check()?;
+    let mut session = Session::open(&check, args.subject.settings()?, args.count)?;
     let summary = session.run(args.count, args.pace());
     let exit = match summary {
         Summary { failed: 1.., .. } => Exit::Down,
@@ -91,6 +124,7 @@ fn json(key: &CheckKey, summary: &Summary, exit: Exit) -> serde_json::Value {
     json!({
         "check": key,
         "state": exit.to_string(),
+        "severity": telling.and_then(|finding| severity(finding.event)),
         "reason": summary.reason(),
         "detail": telling.and_then(|finding| finding.detail).map(|detail| detail.to_string()),
         "rtt_us": telling.and_then(|finding| finding.rtt).map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
@@ -101,6 +135,14 @@ fn json(key: &CheckKey, summary: &Summary, exit: Exit) -> serde_json::Value {
         "checks_per_second": per_second(summary),
         "counters": summary.counters,
     })
+}
+
+fn severity(event: Event) -> Option<&'static str> {
+    match event {
+        Event::Fail(Severity::Hard) => Some("hard"),
+        Event::Fail(Severity::Soft) => Some("soft"),
+        Event::Pass | Event::Unknown => None,
+    }
 }
 
 fn per_second(summary: &Summary) -> f64 {

@@ -30,6 +30,19 @@ pub async fn plan(checks: &[Check], settings: &Settings, routes: &Handle) -> Vec
     planned
 }
 
+/// The addresses of packets to a host outside of any tunnel.
+///
+/// # Errors
+/// There is no route to it.
+pub async fn direct(host: IpAddr, settings: &Settings, routes: &Handle) -> Result<Path, Detail> {
+    let mut paths = Planner { settings, routes, sources: HashMap::new() };
+    let inner = match host {
+        IpAddr::V4(host) => paths.inner_source(host).await.map(|source| Ends::V4 { source, destination: host }),
+        IpAddr::V6(host) => paths.outer_source6(host).await.map(|source| Ends::V6 { source, destination: host }),
+    };
+    inner.map(|inner| Path { tunnel: None, inner }).map_err(Detail::NoRoute)
+}
+
 struct Planner<'a> {
     settings: &'a Settings,
     routes: &'a Handle,
@@ -43,17 +56,17 @@ impl Planner<'_> {
             (IpAddr::V4(real), IpAddr::V4(target)) => {
                 let tunnel = self.tunnel(real).await.map_err(Detail::NoRoute)?;
                 let source = self.inner_source(real).await.map_err(Detail::NoRoute)?;
-                Ok(Path { tunnel, inner: Ends::V4 { source, destination: target } })
+                Ok(Path { tunnel: Some(tunnel), inner: Ends::V4 { source, destination: target } })
             }
             (IpAddr::V6(real), IpAddr::V4(target)) => {
                 let source = self.outer_source6(real).await.map_err(Detail::NoRoute)?;
                 let tunnel = Tunnel::V6 { source, real };
                 let source = self.inner_source(target).await.map_err(Detail::NoSource)?;
-                Ok(Path { tunnel, inner: Ends::V4 { source, destination: target } })
+                Ok(Path { tunnel: Some(tunnel), inner: Ends::V4 { source, destination: target } })
             }
             (IpAddr::V6(real), IpAddr::V6(target)) => {
                 let source = self.outer_source6(real).await.map_err(Detail::NoRoute)?;
-                Ok(Path { tunnel: Tunnel::V6 { source, real }, inner: Ends::V6 { source, destination: target } })
+                Ok(Path { tunnel: Some(Tunnel::V6 { source, real }), inner: Ends::V6 { source, destination: target } })
             }
             (IpAddr::V4(_), IpAddr::V6(_)) => Err(Detail::Encapsulation),
         }
@@ -108,7 +121,8 @@ impl Planner<'_> {
 pub fn watches(planned: &[Planned]) -> HashMap<Watch, u32> {
     let mut watches = HashMap::new();
     for path in planned.iter().filter_map(|planned| planned.path.as_ref().ok()) {
-        for (ends, role) in [(path.inner, INNER), (path.tunnel.ends(0), OUTER)] {
+        let outer = path.tunnel.map(|tunnel| (tunnel.ends(0), OUTER));
+        for (ends, role) in outer.into_iter().chain([(path.inner, INNER)]) {
             *watches.entry(Watch::new(ends.source(), ends.destination())).or_default() |= role;
         }
     }

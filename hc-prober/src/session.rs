@@ -5,6 +5,7 @@ use std::{
     ops::RangeInclusive,
     os::fd::AsFd,
     process,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,8 +15,9 @@ use crate::{
     capture::{CaptureError, Watched},
     check::Check,
     driver::{Driver, now},
+    engine::Planned,
     finding::{Detail, Finding},
-    plan::{plan, watches},
+    plan::{direct, plan, watches},
     report::{Counters, Reason},
     route,
     runner::{Error, open},
@@ -71,6 +73,13 @@ pub struct Summary {
     pub counters: Counters,
 }
 
+/// How packets reach the real.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Tunnel,
+    Direct,
+}
+
 /// One check, ready to be probed.
 #[derive(Debug)]
 pub struct Session {
@@ -87,7 +96,19 @@ impl Session {
     ///
     /// # Errors
     /// See [`SessionError`].
-    pub fn open(check: &Check, mut settings: Settings, count: u64) -> Result<Self, SessionError> {
+    pub fn open(check: &Check, settings: Settings, count: u64) -> Result<Self, SessionError> {
+        Self::open_by(check, settings, count, Way::Tunnel)
+    }
+
+    /// As [`Self::open`], for packets to the real itself, outside of any tunnel; the check's target is the real.
+    ///
+    /// # Errors
+    /// See [`SessionError`].
+    pub fn open_direct(check: &Check, settings: Settings, count: u64) -> Result<Self, SessionError> {
+        Self::open_by(check, settings, count, Way::Direct)
+    }
+
+    fn open_by(check: &Check, mut settings: Settings, count: u64, way: Way) -> Result<Self, SessionError> {
         let real = check.key.real;
         let no_route = |source| SessionError::Route { real, source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_route)?;
@@ -97,9 +118,15 @@ impl Session {
             if settings.interfaces.is_empty() {
                 settings.interfaces.push(route::interface_to(&routes, real).await.map_err(no_route)?);
             }
-            Ok::<_, SessionError>(plan(std::slice::from_ref(check), &settings, &routes).await)
+            Ok::<_, SessionError>(match way {
+                Way::Tunnel => plan(std::slice::from_ref(check), &settings, &routes).await.into_iter().next(),
+                Way::Direct => {
+                    let path = direct(real, &settings, &routes).await.map(Arc::new);
+                    Some(Planned { check: check.clone(), path })
+                }
+            })
         })?;
-        let planned = planned.into_iter().next().ok_or(SessionError::Start)?;
+        let planned = planned.ok_or(SessionError::Start)?;
         if let Err(detail) = planned.path {
             return Err(SessionError::Plan(detail));
         }

@@ -61,8 +61,8 @@ impl Tunnel {
 /// The addresses of a check's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// Outside.
-    pub tunnel: Tunnel,
+    /// Outside; `None`: there is no tunnel.
+    pub tunnel: Option<Tunnel>,
     /// Inside: from us to the target.
     pub inner: Ends,
 }
@@ -71,8 +71,14 @@ impl Path {
     /// The outer addresses of a probe. The sources take turns: each probe of a check has the one after its predecessor's,
     /// and each check begins with the one after its predecessor's.
     #[must_use]
-    pub fn outer(&self, probe: ProbeId) -> Ends {
-        self.tunnel.ends(probe.check.wrapping_add(probe.serial))
+    pub fn outer(&self, probe: ProbeId) -> Option<Ends> {
+        self.tunnel.map(|tunnel| tunnel.ends(probe.check.wrapping_add(probe.serial)))
+    }
+
+    /// Where the outermost header goes.
+    #[must_use]
+    pub fn real(&self) -> IpAddr {
+        self.tunnel.map_or(self.inner.destination(), |tunnel| tunnel.real())
     }
 }
 

@@ -43,7 +43,8 @@ fn tunnel() -> Tunnel {
 
 /// Everything that the data plane encapsulates: IPv4 in IPv4, IPv4 in IPv6, IPv6 in IPv6.
 fn paths() -> [Path; 3] {
-    [(tunnel(), INNER), (TUNNEL_6, INNER), (TUNNEL_6, INNER_6)].map(|(tunnel, inner)| Path { tunnel, inner })
+    [(tunnel(), INNER), (TUNNEL_6, INNER), (TUNNEL_6, INNER_6)]
+        .map(|(tunnel, inner)| Path { tunnel: Some(tunnel), inner })
 }
 
 const MS: Duration = Duration::from_millis(1);
@@ -95,7 +96,7 @@ impl Bench {
     }
 
     fn on_ports(kind: Kind, ports: RangeInclusive<u16>) -> Self {
-        Self::made(Path { tunnel: tunnel(), inner: INNER }, kind, ports)
+        Self::made(Path { tunnel: Some(tunnel()), inner: INNER }, kind, ports)
     }
 
     fn made(path: Path, kind: Kind, ports: RangeInclusive<u16>) -> Self {
@@ -112,7 +113,7 @@ impl Bench {
 
     fn set(&mut self, kinds: Vec<Kind>) {
         let path = Arc::new(self.path);
-        let key = |kind| CheckKey { real: path.tunnel.real(), target: path.inner.destination(), kind };
+        let key = |kind| CheckKey { real: path.real(), target: path.inner.destination(), kind };
         let plan = |kind| Planned { check: Check { key: key(kind), timing: TIMING }, path: Ok(Arc::clone(&path)) };
         self.engine.set_checks(kinds.into_iter().map(plan).collect(), self.now);
     }
@@ -417,7 +418,7 @@ fn icmp_error_about_the_tunnel_explains_silence_and_decides_nothing() {
     for path in paths() {
         let mut bench = Bench::of(path, Kind::Icmp);
         let probe = bench.probe();
-        let (real, quoted) = (path.tunnel.real(), [probe.outer, probe.inner].concat());
+        let (real, quoted) = (path.real(), [probe.outer, probe.inner].concat());
         bench.receive(&icmp_error(real, PROTOCOL_UNREACHABLE, &quoted));
         assert_eq!((bench.counters().evidence, bench.state()), (1, State::Init));
         assert_eq!(bench.counters().unreachable, 0);
@@ -439,7 +440,7 @@ const SOURCES: [IpAddr; 4] = [
 
 fn from_prefix(kinds: Vec<Kind>) -> Bench {
     let source: OuterSource = "198.18.222.0/30".parse().unwrap();
-    let mut bench = Bench::of(Path { tunnel: Tunnel::V4 { source, real: REAL }, inner: INNER }, Kind::Icmp);
+    let mut bench = Bench::of(Path { tunnel: Some(Tunnel::V4 { source, real: REAL }), inner: INNER }, Kind::Icmp);
     bench.set(Vec::new());
     bench.set(kinds);
     bench

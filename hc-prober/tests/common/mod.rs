@@ -1,5 +1,6 @@
 //! A load balancer and a real in namespaces of their own, joined by a cable. The real decapsulates with the project's tc
 //! program, IPv6 tunnels by means of `decap6`, and answers with its own kernel.
+#![allow(dead_code, reason = "no test uses all of it")]
 
 mod decap6;
 
@@ -91,9 +92,14 @@ impl Net {
     }
 
     /// `hc-prober check` on the load balancer.
-    pub(crate) fn command(&self, (real, vip): Pair, arguments: &str) -> Command {
+    pub(crate) fn command(&self, pair: Pair, arguments: &str) -> Command {
+        self.subcommand("check", pair, arguments)
+    }
+
+    /// A subcommand of `hc-prober` that is about a real and a VIP, on the load balancer.
+    pub(crate) fn subcommand(&self, subcommand: &str, (real, vip): Pair, arguments: &str) -> Command {
         let net = format!("--net=/run/netns/{}", self.lb);
-        let fixed = ["check", "--real", &real.to_string(), "--vip", &vip.to_string()].map(String::from);
+        let fixed = [subcommand, "--real", &real.to_string(), "--vip", &vip.to_string()].map(String::from);
         let mut command = Command::new("nsenter");
         command.arg(net).arg(env!("CARGO_BIN_EXE_hc-prober")).args(fixed).args(arguments.split_whitespace());
         command
