@@ -148,7 +148,7 @@ suite_fuzz() {
 # A file in some crate's tests/ belongs to the suite whose name it begins with, otherwise to `namespace`:
 # so none is forgotten. One test at a time, since they load this machine and measure times.
 integration() { # SUITE
-    local file name suite targets=()
+    local file name suite targets=() profile=()
     for file in */tests/*.rs; do
         name=$(basename "$file" .rs)
         case $name in
@@ -160,6 +160,8 @@ integration() { # SUITE
     done
     # Without any, cargo would run all tests.
     [[ ${#targets[@]} != 0 ]] || return 0
-    cargo build --locked --workspace --bins &&
-        cargo test --locked --workspace --no-fail-fast "${targets[@]}" -- --test-threads=1
+    # In a debug build most of the time of the longest goes to the test itself.
+    [[ $1 != packet || -z ${LBD_TEST_LONG:-} ]] || profile=(--release)
+    cargo build --locked --workspace --bins "${profile[@]}" &&
+        cargo test --locked --workspace --no-fail-fast "${profile[@]}" "${targets[@]}" -- --test-threads=1
 }
