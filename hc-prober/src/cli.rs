@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv6Addr},
+    path::PathBuf,
     process::ExitCode,
     str::FromStr,
     time::Duration,
@@ -33,6 +34,24 @@ pub(crate) enum Command {
         after_help = "Exit codes: 0 nothing is wrong, 2 something is, 3 could not be found out (usage errors too)."
     )]
     Diagnose(DiagnoseArgs),
+    /// Check all the time what a file says, beside any load balancer, and tell each change.
+    #[command(
+        after_help = "Each change of a real is a line of JSON on standard output, and runs the file's command, if it has \
+                      one. SIGHUP reads the file again; a bad one changes nothing. SIGTERM ends it: exit code 0. 3: it \
+                      could not start."
+    )]
+    Run(RunArgs),
+}
+
+/// What to run.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The file: which VIPs and reals, which checks, whom to tell. docs/sidecar.md documents it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Only read the file and say what is wrong with it.
+    #[arg(long)]
+    pub(crate) test: bool,
 }
 
 /// What to diagnose.

@@ -33,6 +33,7 @@ pub mod runner;
 pub mod schedule;
 pub mod session;
 pub mod settings;
+pub mod sidecar;
 pub mod state;
 pub mod subject;
 pub mod time;

@@ -1,6 +1,7 @@
 //! hc-prober: checks a real the way its clients reach it.
 
 mod cli;
+mod run;
 
 use std::{
     io::{self, Write},
@@ -10,11 +11,12 @@ use std::{
 };
 
 use clap::Parser;
-use cli::{CheckArgs, Cli, Command, DiagnoseArgs, Exit, ExitCodes, Output};
+use cli::{CheckArgs, Cli, Command, DiagnoseArgs, Exit, ExitCodes, Output, RunArgs};
 use hc_prober::{
     CheckKey, Kind, Severity, diagnose,
     diagnosis::{Code, Meaning},
     session::{Session, Summary},
+    sidecar::Config,
     state::Event,
 };
 use serde_json::json;
@@ -38,12 +40,29 @@ fn main() -> ExitCode {
     let (exits, result) = match &cli.command {
         Command::Check(args) => (args.exit_codes, check(args)),
         Command::Diagnose(args) => (ExitCodes::Nagios, diagnose(args)),
+        Command::Run(args) => return run(args),
     };
     match result {
         Ok(exit) => exits.code(exit),
         Err(error) => {
             eprintln!("hc-prober: could not check: {}", with_causes(error.as_ref()));
             exits.code(Exit::Unknown)
+        }
+    }
+}
+
+/// Checks and tells until it is told to end.
+fn run(args: &RunArgs) -> ExitCode {
+    let result = if args.test {
+        Config::load(&args.config).map(|_| eprintln!("{}: no mistakes", args.config.display())).map_err(Into::into)
+    } else {
+        run::run(args.config.clone())
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hc-prober: {}", with_causes(error.as_ref()));
+            ExitCode::from(USAGE)
         }
     }
 }

@@ -113,6 +113,18 @@ impl Mistakes {
         }
     }
 
+    /// Whether packets for a VIP can be carried to a real, whose address is written there: IPv6 needs an IPv6 tunnel.
+    pub fn carries(&mut self, vip: Option<IpAddr>, real: IpAddr, span: Range<usize>) {
+        if let Some(vip @ IpAddr::V6(_)) = vip
+            && real.is_ipv4()
+        {
+            let message = format!(
+                "real {real} is IPv4, and its VIP {vip} IPv6: IPv6 travels inside IPv6 only, so its reals have IPv6 addresses"
+            );
+            self.add::<()>(span, message);
+        }
+    }
+
     /// The meaning of a word, one of a few.
     pub fn word<T: Copy>(&mut self, key: &str, text: &Spanned<String>, allowed: &[(&str, T)]) -> Option<T> {
         let value = text.get_ref();

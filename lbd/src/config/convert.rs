@@ -125,14 +125,7 @@ impl Reader {
                     let message = format!("real {address} is listed twice for VIP {}", vip.address.get_ref());
                     self.0.add::<()>(real.address.span(), message);
                 }
-                if address.is_ipv4() && vip_address.is_some_and(|vip| vip.is_ipv6()) {
-                    let message = format!(
-                        "real {address} is IPv4, and its VIP {} IPv6: IPv6 travels inside IPv6 only, so its reals have \
-                         IPv6 addresses",
-                        vip.address.get_ref()
-                    );
-                    self.0.add::<()>(real.address.span(), message);
-                }
+                self.0.carries(vip_address, address, real.address.span());
                 reals.push(Real { address, weight: weight.unwrap_or(DEFAULT_WEIGHT) });
             }
         }
