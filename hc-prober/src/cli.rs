@@ -254,7 +254,7 @@ mod tests {
         let base = ["hc-prober", "check", "--real", "198.18.101.10", "--vip", "198.19.10.1"];
         match Cli::try_parse_from(base.iter().chain(extra))?.command {
             Command::Check(args) => Ok(args),
-            Command::Diagnose(_) => unreachable!("another command"),
+            Command::Diagnose(_) | Command::Run(_) => unreachable!("another command"),
         }
     }
 

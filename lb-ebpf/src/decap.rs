@@ -98,9 +98,9 @@ pod!(Address, MssLimits);
 
 /// What happened to a packet that concerned the programs: the index into `COUNTERS`.
 ///
-/// [`Counter::BadSource`] drops the packet, which a kernel tunnel would take, and so does [`Counter::Failed`], since a part
-/// of its header may be gone. All but these, the first and the last leave it as it was: without a kernel tunnel the stack
-/// answers it with ICMP protocol unreachable, or ICMPv6 parameter problem.
+/// [`Counter::BadSource`] drops the packet, which a kernel tunnel would take, and so does [`Counter::Failed`], since a
+/// part of its header may be gone. All but these, the first and the last leave it as it was: without a kernel tunnel
+/// the stack answers it with ICMP protocol unreachable, or ICMPv6 parameter problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Counter {
@@ -110,8 +110,8 @@ pub enum Counter {
     NotOurs = 1,
     /// The outer source is not one of the load balancers.
     BadSource = 2,
-    /// A fragment of a tunnel packet: the sender's MTU is too large for the path. The stack puts it together again, but a
-    /// whole packet does not pass the program.
+    /// A fragment of a tunnel packet: the sender's MTU is too large for the path. The stack puts it together again, but
+    /// a whole packet does not pass the program.
     Fragment = 3,
     /// Outer options or extension headers, an inner header that cannot be, or a tunnel within the tunnel.
     Malformed = 4,

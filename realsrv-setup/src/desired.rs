@@ -215,8 +215,8 @@ impl FromStr for Decap {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mss {
-    /// The device's MTU less the outer, inner and TCP header: 60 octets for an IPv4 VIP (80 where a load balancer's source
-    /// is IPv6: its outer header may be), 100 for an IPv6 VIP.
+    /// The device's MTU less the outer, inner and TCP header: 60 octets for an IPv4 VIP (80 where a load balancer's
+    /// source is IPv6: its outer header may be), 100 for an IPv6 VIP.
     #[default]
     Auto,
     /// Leave it as it is.

@@ -36,8 +36,8 @@ impl Family {
         }
     }
 
-    /// The kernel's fallback tunnel device: it takes tunnel packets from anybody to any local address. `ip6tnl0` takes IPv6
-    /// in IPv6 only, unless somebody changed its mode.
+    /// The kernel's fallback tunnel device: it takes tunnel packets from anybody to any local address. `ip6tnl0` takes
+    /// IPv6 in IPv6 only, unless somebody changed its mode.
     #[must_use]
     pub const fn tunnel(self) -> &'static str {
         match self {
@@ -55,8 +55,8 @@ impl Family {
         }
     }
 
-    /// The time between ICMP errors to one peer: the one setting here that may read back as another value than was written,
-    /// since the kernel keeps it in ticks.
+    /// The time between ICMP errors to one peer: the one setting here that may read back as another value than was
+    /// written, since the kernel keeps it in ticks.
     #[must_use]
     pub const fn icmp_ratelimit(self) -> &'static str {
         match self {

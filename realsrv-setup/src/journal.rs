@@ -43,9 +43,9 @@ impl Journal {
 
     /// Notes that `step` is about to run.
     ///
-    /// One entry for each object: a step that meets one again (after a crash, a reboot or drift) keeps what was there before
-    /// the first and what the last made of it, at the first one's place. Programs go to the end, so that they are undone
-    /// before the qdiscs under them; before the first there were none.
+    /// One entry for each object: a step that meets one again (after a crash, a reboot or drift) keeps what was there
+    /// before the first and what the last made of it, at the first one's place. Programs go to the end, so that they
+    /// are undone before the qdiscs under them; before the first there were none.
     pub fn record(&mut self, step: &Step) {
         match step {
             Step::InstallPrograms { to, .. } => {
@@ -72,8 +72,8 @@ impl Journal {
         })
     }
 
-    /// Every step in the order in which to undo them: a tunnel stops taking packets first, while its guard is still there;
-    /// the rest last first.
+    /// Every step in the order in which to undo them: a tunnel stops taking packets first, while its guard is still
+    /// there; the rest last first.
     #[must_use]
     pub fn backwards(&self) -> Vec<Step> {
         let (links, others): (Vec<_>, Vec<_>) =

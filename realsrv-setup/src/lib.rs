@@ -6,8 +6,8 @@
 //! observed (netlink, sysctl, BPF) ┘                 └─ a step failed: undo those that ran
 //! ```
 //!
-//! [`desired`], [`observed`], [`plan`](mod@plan) and [`journal`] are data and decisions; [`system`] touches the host; [`run`] leads
-//! through them against a [`run::Host`], which tests replace.
+//! [`desired`], [`observed`], [`plan`](mod@plan) and [`journal`] are data and decisions; [`system`] touches the host;
+//! [`run`] leads through them against a [`run::Host`], which tests replace.
 
 pub mod desired;
 pub mod family;

@@ -24,8 +24,8 @@ const USAGE: u8 = 2;
 
 /// Makes this host a DSR real server, and unmakes it.
 ///
-/// Works on the network namespace it runs in. Exit codes: plan and check: 0 no difference, 2 differences, 1 error (usage
-/// errors too); apply and remove: 0 done or nothing to do, 1 error, 2 usage error.
+/// Works on the network namespace it runs in. Exit codes: plan and check: 0 no difference, 2 differences, 1 error
+/// (usage errors too); apply and remove: 0 done or nothing to do, 1 error, 2 usage error.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Cli {
@@ -56,7 +56,8 @@ struct Wanted {
     /// VIPs to serve, added to those of earlier runs
     #[arg(long, value_name = "ADDRESS", num_args = 1.., value_delimiter = ',')]
     vip: Vec<Vip>,
-    /// Who removes the outer header: auto (the kernel where it has the tunnels), ipip (`ip6_tunnel` for IPv6 VIPs) or ebpf
+    /// Who removes the outer header: auto (the kernel where it has the tunnels), ipip (`ip6_tunnel` for IPv6 VIPs) or
+    /// ebpf
     #[arg(long, value_name = "HOW")]
     decap: Option<Decap>,
     /// Only these outer sources may tunnel, of either family: the load balancers

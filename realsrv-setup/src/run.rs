@@ -116,8 +116,9 @@ pub struct Applied {
     pub removed: Vec<Removed>,
 }
 
-/// Makes the host as `request` wants it, or leaves it as it was; then undoes what that no longer needs. What the request leaves out is as the journal intends, which must have been loaded under the store's lock:
-/// whatever another run intended before is in it.
+/// Makes the host as `request` wants it, or leaves it as it was; then undoes what that no longer needs. What the
+/// request leaves out is as the journal intends, which must have been loaded under the store's lock: whatever another
+/// run intended before is in it.
 ///
 /// # Errors
 /// See [`Error`]; the host is as before unless the error says otherwise.
@@ -212,8 +213,8 @@ fn undo_one<H: Host>(host: &mut H, step: &Step, kept: &[&Step]) -> Result<Undone
     }
 }
 
-/// Whether `below` must not be undone before `above`: while a VIP is there, the host must not answer ARP for it. The others
-/// would look as if somebody else used them by now.
+/// Whether `below` must not be undone before `above`: while a VIP is there, the host must not answer ARP for it. The
+/// others would look as if somebody else used them by now.
 fn needs(above: &Step, below: &Step) -> bool {
     match (above, below) {
         (Step::AddAddress { device, .. }, Step::SetSysctl { name, .. }) => device == "lo" && is_arp(name),

@@ -1,5 +1,5 @@
-//! Every step fails once, and sees a SIGKILL once, on real namespaces: the model in `transaction.rs` cannot be wrong about
-//! what the kernel does. Needs root.
+//! Every step fails once, and sees a SIGKILL once, on real namespaces: the model in `transaction.rs` cannot be wrong
+//! about what the kernel does. Needs root.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -51,7 +51,8 @@ prop_compose! {
     fn a_host()(
         tunnels in [any_tunnel(), any_tunnel()],
         there in some_of::<Vip>(&VIPS, 0),
-        settings in [select(&["0", "1", "2", "3", "8"]), select(&["0", "1", "2"]), select(&["0", "10", "1000"]), select(&["0", "10", "1000"])],
+        arp in (select(&["0", "1", "2", "3", "8"]), select(&["0", "1", "2"])),
+        ratelimits in [select(&["0", "10", "1000"]), select(&["0", "10", "1000"])],
         hooks in [any_hook(), any_hook()],
         eth1_up: bool,
     ) -> Observed {
@@ -64,8 +65,10 @@ prop_compose! {
             }
         }
         host.addresses.extend(there.into_iter().map(|vip| address("lo", vip.into(), vip.family().bits())));
-        let names = ["net.ipv4.conf.all.arp_ignore", "net.ipv4.conf.all.arp_announce", "net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit"];
-        host.sysctls.extend(names.map(str::to_owned).into_iter().zip(settings.map(str::to_owned)));
+        host.sysctls.insert("net.ipv4.conf.all.arp_ignore".to_owned(), arp.0.to_owned());
+        host.sysctls.insert("net.ipv4.conf.all.arp_announce".to_owned(), arp.1.to_owned());
+        let names = Family::ALL.map(|family| family.icmp_ratelimit().to_owned());
+        host.sysctls.extend(names.into_iter().zip(ratelimits.map(str::to_owned)));
         for (device, hook) in ["eth0", "eth1"].into_iter().zip(hooks) {
             host.links.get_mut(device).unwrap().hook = hook;
         }
@@ -146,7 +149,9 @@ proptest! {
 
     /// VIPs that go one by one leave nothing behind, in whatever order.
     #[test]
-    fn vips_removed_one_by_one_leave_the_host_as_it_was(wanted in a_wish(), before in a_host(), order in Just(VIPS.to_vec()).prop_shuffle()) {
+    fn vips_removed_one_by_one_leave_the_host_as_it_was(
+        wanted in a_wish(), before in a_host(), order in Just(VIPS.to_vec()).prop_shuffle(),
+    ) {
         let (mut model, mut disk, mut journal) = (Model::new(before.clone()), Disk::default(), Journal::default());
         prop_assume!(apply(&mut model, &mut disk, &mut journal, wanted).is_ok());
         for vip in order {

@@ -210,8 +210,8 @@ fn ipip_to(destination: Ipv4Addr) -> Vec<u8> {
     with_header(&outer, &inner)
 }
 
-/// Beside a kernel tunnel the guard drops what comes from elsewhere, to whichever of the host's addresses. This kernel may
-/// have no tunnel: then what passes is answered by protocol unreachable.
+/// Beside a kernel tunnel the guard drops what comes from elsewhere, to whichever of the host's addresses. This kernel
+/// may have no tunnel: then what passes is answered by protocol unreachable.
 #[test]
 fn guard_drops_other_sources_and_passes_allowed_ones() {
     for (source, passes) in [("198.18.1.0/29", true), ("198.18.9.0/24", false)] {
@@ -244,7 +244,8 @@ fn guard_drops_other_sources_and_passes_allowed_ones() {
 #[test]
 fn arp_for_the_vip_is_silent_both_ways() {
     let lab = Lab::new();
-    // Before: the VIP on lo is answered for, with 3 as well, since it is of scope global. It is not ours, and must survive.
+    // Before: the VIP on lo is answered for, with 3 as well, since it is of scope global. It is not ours, and must
+    // survive.
     lab.in_real(&format!("ip addr add {VIP}/32 dev lo; echo 3 > /proc/sys/net/ipv4/conf/all/arp_ignore"));
     lab.in_client(&format!("ip route add {VIP}/32 dev veth0"));
     assert!(neighbour_of_client(&lab).contains("lladdr"), "the test itself: without silence there is an answer");

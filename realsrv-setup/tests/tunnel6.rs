@@ -1,4 +1,5 @@
-//! Real packets of both families through the eBPF decapsulator that `apply` installs, the outer header IPv6. Needs root.
+//! Real packets of both families through the eBPF decapsulator that `apply` installs, the outer header IPv6. Needs
+//! root.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -259,8 +260,8 @@ fn tunnel_from_an_allowed_source_is_decapsulated() {
     assert!(lab.exchange6(in_ipv6(IPV6, &echo6(VIP6)), echo_reply6_from(VIP6)).is_some());
 }
 
-/// Beside a kernel tunnel the guard drops what comes from elsewhere, to whichever of the host's addresses. This kernel may
-/// have no tunnel: then what passes is answered by parameter problem.
+/// Beside a kernel tunnel the guard drops what comes from elsewhere, to whichever of the host's addresses. This kernel
+/// may have no tunnel: then what passes is answered by parameter problem.
 #[test]
 fn guard_drops_other_sources_and_passes_allowed_ones() {
     for (source, passes) in [("fd00:18:1::/64", true), ("::/128", false), ("0.0.0.0/0", false)] {
@@ -316,8 +317,8 @@ fn neighbour_of_client(lab: &Lab) -> String {
     ))
 }
 
-/// A solicitation for the VIP must stay unanswered, and none may be sent with the VIP as its source. Nothing has to be set
-/// for that, except that nobody else made a device answer.
+/// A solicitation for the VIP must stay unanswered, and none may be sent with the VIP as its source. Nothing has to be
+/// set for that, except that nobody else made a device answer.
 #[test]
 fn ndp_for_the_vip_is_silent_both_ways() {
     let lab = Lab::new();

@@ -38,6 +38,12 @@ fn real_with_stock_ip6_tunnel_is_provisioned_checked_and_left_as_found() {
 }
 
 #[test]
+fn uploads_of_large_segments_through_every_tunnel_are_decapsulated_by_the_program() {
+    let guest = Vm::new(Kernel::debian().unwrap()).unwrap().program(binary("realsrv-setup").unwrap()).unwrap();
+    passed(guest.script(include_str!("../vm/real_ebpf_tunnel.sh"))).unwrap();
+}
+
+#[test]
 fn guest_whose_kernel_crashes_is_a_fault_without_waiting_for_the_limit() {
     let guest = Vm::new(Kernel::debian().unwrap()).unwrap().script("echo c >/proc/sysrq-trigger");
     let error = guest.run(LIMIT).unwrap_err();

@@ -10,8 +10,8 @@
 //!
 //! Everything else passes untouched, on to the next filter. The maps are described in [`lb_ebpf::decap`].
 //!
-//! Between an outer IPv6 header and the tunnelled packet there may be extension headers. The load balancer sends none: with
-//! any, a packet is guarded against but not decapsulated.
+//! Between an outer IPv6 header and the tunnelled packet there may be extension headers. The load balancer sends none:
+//! with any, a packet is guarded against but not decapsulated.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "BPF programs read map values through raw pointers; each block states its bound")]
@@ -234,8 +234,8 @@ fn inner6(ctx: &TcContext, total: u32) -> Option<Address> {
     inner.is_plausible_inner(room).then(|| Address::ipv6(inner.destination))
 }
 
-/// Removes octets after the Ethernet header. The size of the segments GRO merged is TCP payload: it does not change with
-/// the header (`FIXED_GSO`).
+/// Removes octets after the Ethernet header. The size of the segments GRO merged is TCP payload: it does not change
+/// with the header (`FIXED_GSO`).
 #[inline(always)]
 fn strip(ctx: &TcContext, octets: u32) -> Option<()> {
     ctx.adjust_room(-octets.cast_signed(), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO.into()).ok()

@@ -67,8 +67,8 @@ pub fn load(name: &str) -> Result<(), Error> {
 
 /// Unloads a module and what only it depends on, unless somebody uses it.
 ///
-/// A tunnel device holds no reference on its module: unloading takes the device away, in every network namespace. So all
-/// namespaces that can be found are looked into first.
+/// A tunnel device holds no reference on its module: unloading takes the device away, in every network namespace. So
+/// all namespaces that can be found are looked into first.
 ///
 /// # Errors
 /// It seems unused, and `modprobe` failed.

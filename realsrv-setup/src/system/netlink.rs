@@ -143,8 +143,8 @@ impl Netlink {
         Ok(all.iter().filter_map(|message| proxied(message, links)).collect())
     }
 
-    /// Adds `address`/32 of scope host, or `address`/128 that is deprecated and needs no duplicate address detection: never
-    /// chosen as a source. IPv6 addresses have the scope that they are of.
+    /// Adds `address`/32 of scope host, or `address`/128 that is deprecated and needs no duplicate address detection:
+    /// never chosen as a source. IPv6 addresses have the scope that they are of.
     ///
     /// # Errors
     /// No such device, or the kernel refuses.
@@ -256,8 +256,8 @@ fn arp_ignore(families: &[AfSpecUnspec]) -> Option<i32> {
 }
 
 fn address(message: &AddressMessage, names: &BTreeMap<u32, String>) -> Option<Address> {
-    // IFA_LOCAL is the address itself; IFA_ADDRESS is the peer's on a point-to-point link, and the only one of most IPv6
-    // addresses.
+    // IFA_LOCAL is the address itself; IFA_ADDRESS is the peer's on a point-to-point link, and the only one of most
+    // IPv6 addresses.
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,

@@ -1,8 +1,8 @@
 //! The tc programs: what is installed, installing, detaching.
 //!
-//! Attached by netlink (`cls_bpf`, direct action) at a fixed priority and handle: it outlives this tool, needs no bpffs, and
-//! works before tcx (6.6). Each installation loads a fresh object with its maps filled and swaps it in: a packet meets the
-//! old configuration or the new one.
+//! Attached by netlink (`cls_bpf`, direct action) at a fixed priority and handle: it outlives this tool, needs no
+//! bpffs, and works before tcx (6.6). Each installation loads a fresh object with its maps filled and swaps it in: a
+//! packet meets the old configuration or the new one.
 
 use std::collections::{BTreeMap, BTreeSet};
 

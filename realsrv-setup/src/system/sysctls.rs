@@ -1,4 +1,5 @@
-//! Kernel settings of this network namespace. Names have no device names with dots in them, which the crate cannot address.
+//! Kernel settings of this network namespace. Names have no device names with dots in them, which the crate cannot
+//! address.
 
 use std::collections::BTreeMap;
 

@@ -120,8 +120,10 @@ impl Lab {
     /// Everything of the real's network that `remove` must restore.
     pub(crate) fn snapshot(&self) -> BTreeSet<String> {
         let text = self.in_real(
-            "ip -j addr; ip -j link; for family in -4 -6; do ip $family rule; ip $family route show table all; done; tc qdisc; \
-             for dev in $(ip -j link | grep -o '\"ifname\":\"[^\"]*' | cut -d'\"' -f4); do tc filter show dev $dev ingress; tc filter show dev $dev egress; done; \
+            "ip -j addr; ip -j link; tc qdisc; \
+             for family in -4 -6; do ip $family rule; ip $family route show table all; done; \
+             for dev in $(ip -j link | grep -o '\"ifname\":\"[^\"]*' | cut -d'\"' -f4); do \
+             tc filter show dev $dev ingress; tc filter show dev $dev egress; done; \
              grep -r . /proc/sys/net/ipv4 /proc/sys/net/ipv6 2>/dev/null || true",
         );
         text.lines().map(str::to_owned).collect()
@@ -360,7 +362,8 @@ pub(crate) fn echo_reply6_from(source: Ipv6Addr) -> impl Fn(&[u8]) -> bool + Sen
     }
 }
 
-/// The ICMPv6 error for a protocol that nobody takes: parameter problem, unrecognized next header (RFC 4443 section 3.4).
+/// The ICMPv6 error for a protocol that nobody takes: parameter problem, unrecognized next header (RFC 4443 section
+/// 3.4).
 pub(crate) fn unrecognized_next_header(packet: &[u8]) -> bool {
     Ipv6Header::from_slice(packet).is_ok_and(|(_, icmp)| icmp.starts_with(&[4, 1]))
 }
