@@ -9,7 +9,7 @@ use crate::{
     settings::Settings,
 };
 
-/// Probes a question: one that is lost decides nothing.
+/// So many probes a question: one that is lost decides nothing.
 const PROBES: u64 = 2;
 
 /// From one of them to the next.
@@ -18,7 +18,7 @@ const PACE: Duration = Duration::from_millis(50);
 /// Climbs the ladder for a check, until it ends; each question takes `timeout` at most, and a little more.
 ///
 /// # Errors
-/// The first question cannot be asked: see [`SessionError`]. Later ones are answered by [`Answer::Unknown`].
+/// A question cannot be asked: see [`SessionError`].
 pub fn diagnose(
     key: CheckKey,
     decap_worked: bool,
@@ -30,12 +30,7 @@ pub fn diagnose(
         match case.next() {
             Step::Found(code) => return Ok((case, code)),
             Step::Ask(question) => {
-                let answer = ask(question, case.key(), timeout, settings);
-                let answer = match (question, answer) {
-                    (Question::Check, Err(error)) => return Err(error),
-                    (_, Err(SessionError::Plan(detail))) => Answer::Unknown(Some(detail)),
-                    (_, answer) => answer.unwrap_or(Answer::Unknown(None)),
-                };
+                let answer = ask(question, case.key(), timeout, settings)?;
                 case.note(question, answer);
             }
         }

@@ -259,7 +259,9 @@ impl Case {
                 Some(format!("realsrv-setup check --vip {vip}")),
             ),
             Code::VipNotLocal => (format!("{real} decapsulates, but {vip} is not one of its addresses"), apply),
-            Code::PortClosed => (format!("{vip} is there, and refuses: nobody listens"), listeners(kind, *vip)),
+            Code::PortClosed => {
+                (format!("{vip} is there, and refuses: nobody listens, or a filter rejects"), listeners(kind, *vip))
+            }
             Code::ServiceSilent => {
                 (format!("{vip} is there, and the port is silent: backlog full, or filtered"), listeners(kind, *vip))
             }

@@ -25,6 +25,9 @@ pub struct Flight {
     pub answered: bool,
 }
 
+/// There is one for each probe of the last minute.
+const _: () = assert!(size_of::<Flight>() <= 32);
+
 /// The flights of one lane.
 #[derive(Debug, Clone)]
 pub struct Lane {
