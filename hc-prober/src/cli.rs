@@ -38,7 +38,7 @@ pub(crate) enum Command {
     #[command(
         after_help = "Each change of a real is a line of JSON on standard output, and runs the file's command, if it has \
                       one. SIGHUP reads the file again; a bad one changes nothing. SIGTERM ends it: exit code 0. 3: it \
-                      could not start."
+                      could not start, or has no command and nobody reads its lines any more."
     )]
     Run(RunArgs),
 }

@@ -30,6 +30,20 @@ pub enum Severity {
     Soft,
 }
 
+impl State {
+    /// Of several checks that must all pass, the verdict of the highest gravity counts: down hard, down soft, no verdict yet,
+    /// up.
+    #[must_use]
+    pub fn gravity(self) -> u8 {
+        match self {
+            Self::Up => 0,
+            Self::Init => 1,
+            Self::Down(Severity::Soft) => 2,
+            Self::Down(Severity::Hard) => 3,
+        }
+    }
+}
+
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

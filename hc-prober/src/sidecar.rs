@@ -4,11 +4,12 @@
 //! file ── config ──▶ Config ──▶ checks ──▶ Prober ── transitions ──▶ Board ── changes ──▶ JSON lines, a command each
 //! ```
 //!
-//! All of it is pure; the binary has the loop.
+//! The binary has the loop.
 
 mod board;
 mod command;
 mod config;
+mod orders;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ pub use self::{
     board::{Board, Change},
     command::Template,
     config::{Config, Real, Service},
+    orders::{Order, Orders},
 };
 
 /// A service: what a load balancer knows it by.

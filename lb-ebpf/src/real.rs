@@ -20,6 +20,8 @@ pub struct NextHop {
     /// Interface the packet leaves by.
     pub ifindex: u32,
     /// MTU of that interface, bytes of IP packet.
+    pub device_mtu: u16,
+    /// MTU of the path, which routers beyond may have told; at most that of the interface.
     pub mtu: u16,
     /// MAC address of that interface.
     pub source_mac: [u8; 6],
@@ -31,13 +33,13 @@ pub struct NextHop {
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RealEntry {
-    /// Bytes 0 to 47 of Ethernet and outer IP header as they lie in memory; with IPv4 the last 14 are zero, as is `tail`.
+    /// Bytes 0 to 47 of Ethernet and outer IP header as they lie in memory; with IPv4 the last 14 are zero.
     pub head: [u64; 6],
-    /// Bytes 48 to 51.
+    /// Bytes 48 to 51. With IPv4, whose headers end before: see [`Self::device_mtu`].
     pub tail: u32,
     /// Bytes 52 and 53. With IPv4, whose headers end before: see [`Self::source_mask`].
     pub end: u16,
-    /// Largest outer packet, bytes from the outer IP header; 0 while there is no next hop.
+    /// Largest outer packet that gets to the real whole, bytes from the outer IP header; 0 while there is no next hop.
     pub mtu: u16,
     /// Interface the packet leaves by.
     pub ifindex: u32,
@@ -63,7 +65,8 @@ impl RealEntry {
         bytes[30..34].copy_from_slice(&real.octets());
         let header_sum = net::fold(net::sum(&bytes[14..34]));
         let [_, _, high, low] = source.host_mask().to_be_bytes();
-        Self { header_sum, end: u16::from_ne_bytes([high, low]), ..Self::of(&bytes, next_hop, serves) }
+        let tail = next_hop.map_or(0, |hop| hop.device_mtu.into());
+        Self { header_sum, end: u16::from_ne_bytes([high, low]), tail, ..Self::of(&bytes, next_hop, serves) }
     }
 
     /// A real that is encapsulated to with IPv6 (RFC 2473). Without a next hop its packets are dropped, and counted.
@@ -100,6 +103,13 @@ impl RealEntry {
     #[inline(always)]
     pub const fn source_mask(&self) -> u16 {
         self.end
+    }
+
+    /// With IPv4: the largest outer packet that leaves this host, which routers beyond may fragment unless DF is set.
+    #[must_use]
+    #[inline(always)]
+    pub const fn device_mtu(&self) -> u32 {
+        self.tail
     }
 
     /// Whether the outer header is IPv6's.
@@ -145,8 +155,13 @@ pod!(RealEntry);
 mod tests {
     use super::*;
 
-    const HOP: NextHop =
-        NextHop { ifindex: 7, mtu: 1500, source_mac: [2, 0, 0, 0, 0, 1], destination_mac: [2, 0, 0, 0, 0, 2] };
+    const HOP: NextHop = NextHop {
+        ifindex: 7,
+        device_mtu: 1500,
+        mtu: 1500,
+        source_mac: [2, 0, 0, 0, 0, 1],
+        destination_mac: [2, 0, 0, 0, 0, 2],
+    };
 
     fn bytes(entry: &RealEntry) -> Vec<u8> {
         let head = entry.head.iter().flat_map(|word| word.to_ne_bytes());

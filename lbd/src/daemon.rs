@@ -185,7 +185,8 @@ impl Daemon {
                 Op::OtherRingSize(vip, slots, wanted) => tracing::warn!(
                     %vip, slots, wanted,
                     "this VIP's ring has another size than a node would choose that starts afresh: their answers differ; \
-                     name `ring_slots` for it on every node"
+                     to keep it, name these slots as its `ring_slots` on every node; to change it, stop lbd and start it \
+                     without `--leave-attached` before"
                 ),
                 Op::Attach => {
                     let interfaces = self.core.config().node().interfaces().to_vec();
@@ -231,7 +232,8 @@ impl Daemon {
         self.event(Event::TooBig(told)).await;
         let after = self.core.mtu(told.real);
         if after != before {
-            tracing::info!(real = %told.real, ?before, ?after, "a router told the MTU of the path");
+            // Forgers may tell many; `lbctl real list -o json` has the last one.
+            tracing::debug!(real = %told.real, ?before, ?after, "a router told the MTU of the path");
         }
     }
 

@@ -129,6 +129,7 @@ pub struct RingStatus {
     pub size: u32,
     /// Slots that it would have if it were created now. If that is another number, nodes that start afresh answer
     /// otherwise.
+    #[serde(default)]
     pub size_wanted: u32,
     /// A hash of the slots, hexadecimal.
     pub digest: String,
@@ -161,6 +162,7 @@ pub struct VipRow {
     /// Slots of its ring.
     pub ring_size: u32,
     /// Slots that it would have if it were created now; see [`RingStatus::size_wanted`].
+    #[serde(default)]
     pub ring_size_wanted: u32,
     /// A hash of the ring's slots, hexadecimal.
     pub digest: String,
@@ -204,7 +206,7 @@ pub struct RealRow {
     /// The fraction of the ring's slots that send new flows to it, 0 to 1.
     pub share: f64,
     /// The largest packet that gets there whole, in bytes from the outer IP header on: the device's MTU, the route's, or
-    /// what a router on the way has told in the last ten minutes. Absent while the next hop is not known.
+    /// what a router on the way has told in the last ten minutes. Null while the next hop is not known.
     #[serde(default)]
     pub mtu: Option<u16>,
 }

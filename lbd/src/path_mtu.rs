@@ -5,8 +5,9 @@
 //! router ── ICMP quoting an outer packet ──▶ watch ──▶ TooBig ──▶ PathMtus ──▶ the real's entry ──▶ frag-needed to the client
 //! ```
 //!
-//! Anybody may forge such a message; it is believed as far as the kernel believes it: about a packet that we may have sent,
-//! that was larger than the MTU told, never below [`MIN4`] and [`MIN6`], and only for [`LIFETIME`].
+//! Anybody may forge such a message; it is believed no further than it can do harm: about a packet to one of our reals from
+//! an address of ours, that was larger than the MTU told, never below [`MIN4`] and [`MIN6`], for [`LIFETIME`], and only for
+//! packets that routers may not fragment.
 
 #[cfg(test)]
 mod tests;
@@ -33,8 +34,9 @@ pub use watch::watch;
 pub const LIFETIME: Duration = Duration::from_mins(10);
 /// The least MTU of an IPv4 path that is believed: the kernel's default of `net.ipv4.route.min_pmtu`.
 pub const MIN4: u16 = 552;
-/// The least MTU of an IPv6 path (RFC 8200 §5).
-pub const MIN6: u16 = 1280;
+/// The least MTU of an IPv6 path that is believed: what leaves room for a packet of 1,280 bytes, which every client may send
+/// (RFC 8200 §5), behind the outer header. A path that carries less cannot carry an IPv6 VIP's traffic.
+pub const MIN6: u16 = 1280 + 40;
 
 /// Bytes of header before the MTU, and before the quotation, of both ICMP messages.
 const MTU_AT: usize = 4;
@@ -76,14 +78,14 @@ pub fn parse4(bytes: &[u8]) -> Option<TooBig> {
 pub fn parse6(bytes: &[u8]) -> Option<TooBig> {
     let icmp = Icmpv6Packet::new(bytes)?;
     let mtu = u32::from_be_bytes(*bytes.get(MTU_AT..)?.first_chunk()?);
-    let mtu = u16::try_from(mtu).ok().filter(|mtu| *mtu >= MIN6)?;
+    let mtu = u16::try_from(mtu).ok().filter(|mtu| *mtu >= 1280)?;
     let quoted = Ipv6Packet::new(bytes.get(QUOTE_AT..)?)?;
     let is_tunnel = [IpNextHeaderProtocols::Ipv4, IpNextHeaderProtocols::Ipv6].contains(&quoted.get_next_header());
     let is_sound = usize::from(quoted.get_payload_length()) + Ipv6Packet::minimum_packet_size() > usize::from(mtu);
     (icmp.get_icmpv6_type() == Icmpv6Types::PacketTooBig && is_tunnel && is_sound).then(|| TooBig {
         source: quoted.get_source().into(),
         real: quoted.get_destination().into(),
-        mtu,
+        mtu: mtu.max(MIN6),
     })
 }
 
@@ -111,6 +113,11 @@ impl PathMtus {
         let before = self.0.len();
         self.0.retain(|real, (_, until)| now < *until && is_wanted(real));
         self.0.len() != before
+    }
+
+    /// Forgets what was told of a path that is another one now.
+    pub fn forget(&mut self, real: &IpAddr) {
+        self.0.remove(real);
     }
 
     /// The MTU of the path to a real, if a router has told one.

@@ -8,11 +8,11 @@ use crate::{
     nexthop::NextHop,
     path_mtu::{PathMtus, TooBig},
     ring::Ring,
-    service::{Serves, Service, check_key},
+    service::{Serves, Service, check_keys},
     sweep::Sweep,
     vip_table::{self, Row},
 };
-use hc_prober::{Check, CheckKey, State};
+use hc_prober::{Check, CheckKey, State, Timing};
 use lb_ebpf::{
     hash::HashKey,
     real::{self, MAX_REALS, RealEntry, SERVES_TCP, SERVES_UDP},
@@ -158,7 +158,8 @@ impl Core {
             Event::Configured(config) => self.configure(config, now),
             Event::Verdict(key, state) => self.verdict(&key, state, now),
             Event::NextHops(hops) => self.next_hops(hops),
-            Event::TooBig(told) => self.too_big(&told, now).into_iter().collect(),
+            // Anybody may send any number of them: no more is done than they ask for.
+            Event::TooBig(told) => return self.too_big(&told, now).into_iter().collect(),
             Event::Swept(sweep) => self.swept(&sweep),
             Event::NotSwept => {
                 self.sweeping = None;
@@ -234,7 +235,7 @@ impl Core {
             .configure(vip.clone(), |real| Some((reals.get(&real)?, orphans.get(&real).copied().unwrap_or_default())));
         // A check may be another VIP's already, or that of a real that is back: then its verdict will not come again.
         for real in vip.reals() {
-            if let Some(&state) = self.verdicts.get(&service.check_key(real.address)) {
+            if let Some(state) = overall(&self.verdicts, service.check_keys(real.address)) {
                 service.verdict(real.address, state);
             }
         }
@@ -243,11 +244,12 @@ impl Core {
 
     fn verdict(&mut self, key: &CheckKey, state: State, now: Instant) -> Vec<Op> {
         let mut rings = Vec::new();
-        for service in self.services.values_mut() {
-            if service.check_key(key.real) != *key {
-                continue;
-            }
+        let asks = |service: &Service| service.check_keys(key.real).any(|asked| asked == *key);
+        if self.services.values().any(asks) {
             self.verdicts.insert(key.clone(), state);
+        }
+        for service in self.services.values_mut().filter(|service| asks(service)) {
+            let Some(state) = overall(&self.verdicts, service.check_keys(key.real)) else { continue };
             // In a first round the ring is built once, when it is over.
             if service.verdict(key.real, state) && service.is_published() && service.refresh(now) {
                 rings.extend(swap_ring(service));
@@ -376,6 +378,10 @@ impl Core {
         let mut moved = false;
         for (real, hop) in hops {
             let before = self.hops.insert(real, hop);
+            let is_other = |before: NextHop| (before.ifindex, before.dest_mac) != (hop.ifindex, hop.dest_mac);
+            if before.is_some_and(is_other) {
+                self.path_mtus.forget(&real);
+            }
             moved |= self.config.node().is_source_routed(real) && before.is_some_and(|b| b.source != hop.source);
         }
         let mut ops = self.write_reals();
@@ -504,10 +510,8 @@ fn checks(config: &Config) -> Vec<Check> {
     let mut checks = Vec::new();
     for vip in config.vips() {
         for real in vip.reals() {
-            let key = check_key(vip, real.address);
-            if seen.insert(key.clone()) {
-                checks.push(Check { key, timing: vip.timing() });
-            }
+            let new = check_keys(vip, real.address).filter(|(key, _)| seen.insert(key.clone()));
+            checks.extend(new.map(|(key, timing)| Check { key, timing }));
         }
     }
     checks
@@ -546,18 +550,28 @@ fn link_layer(hop: &NextHop, path_mtu: Option<u16>) -> real::NextHop {
     let mtu = u16::try_from(hop.mtu).unwrap_or(u16::MAX);
     real::NextHop {
         ifindex: hop.ifindex,
+        device_mtu: mtu,
         mtu: path_mtu.map_or(mtu, |path| path.min(mtu)),
         source_mac: hop.source_mac,
         destination_mac: hop.dest_mac,
     }
 }
 
-/// By when a check that says anything at all has come to its first verdict: at worst its results alternate
-/// once, and its first probe waits for its place in the interval.
+/// By when all checks that say anything at all have come to their first verdicts: at worst results alternate once, and a
+/// first probe waits for its place in the interval.
 fn first_verdict_within(vip: &Vip) -> Duration {
-    let timing = vip.timing();
-    let probes = timing.rise + timing.fall;
-    timing.interval * 2 + timing.fast_interval * probes + timing.timeout
+    let within = |timing: &Timing| {
+        let probes = timing.rise + timing.fall;
+        timing.interval * 2 + timing.fast_interval * probes + timing.timeout
+    };
+    vip.checks().iter().map(|(_, timing)| within(timing)).max().unwrap_or_default()
+}
+
+/// The verdict on a real of which all these checks must pass: the gravest. `None`: there is none yet, since one of them has
+/// come to none and no other fails.
+fn overall(verdicts: &BTreeMap<CheckKey, State>, checks: impl Iterator<Item = CheckKey>) -> Option<State> {
+    let verdict = |key| verdicts.get(&key).copied().unwrap_or_default();
+    checks.map(verdict).max_by_key(|state| state.gravity()).filter(|state| *state != State::Init)
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ fn verdict(core: &mut Core, real: u8, state: State) -> Vec<Op> {
 
 /// A verdict of the check of a real of the VIP with this port.
 fn verdict_on(core: &mut Core, port: u16, real: u8, state: State) -> Vec<Op> {
-    let key = service(core, Some(port)).check_key(address(real));
+    let key = service(core, Some(port)).check_keys(address(real)).next().unwrap();
     core.apply(Event::Verdict(key, state), NOW())
 }
 
@@ -76,7 +76,7 @@ fn running(config: &Config, verdicts: &[(u8, State)]) -> Running {
     let hops = verdicts.iter().map(|(real, _)| (address(*real), hop(11))).collect();
     ops.extend(core.apply(Event::NextHops(hops), NOW()));
     for &(real, state) in verdicts {
-        let keys: BTreeSet<_> = core.services().map(|s| s.check_key(address(real))).collect();
+        let keys: BTreeSet<_> = core.services().map(|s| s.check_keys(address(real)).next().unwrap()).collect();
         for key in keys {
             ops.extend(core.apply(Event::Verdict(key, state), NOW()));
         }
@@ -524,4 +524,24 @@ fn mtu_that_a_router_tells_is_the_reals_until_it_is_old() {
     assert_eq!(mtus(&core), [1400, 1500], "a next hop learnt again says nothing of the path");
     assert_eq!(reals(&core.apply(Event::Tick, LATER(601))).len(), 1);
     assert_eq!(mtus(&core), [1500, 1500]);
+}
+
+#[test]
+fn real_is_up_when_all_its_checks_pass_and_as_bad_as_the_worst() {
+    let text = "[node]\ninterface = \"lo\"\n[[vip]]\naddress = \"198.19.10.1\"\nprotocol = \"tcp\"\nport = 80\n\
+                check = [{ kind = \"tcp\" }, { kind = \"icmp\" }]\n[[vip.real]]\naddress = \"198.18.100.1\"\n";
+    let (mut core, ops) = Core::start(Config::parse("", text).unwrap(), Inheritance::default(), NOW());
+    let asked =
+        ops.iter().find_map(|op| if let Op::Checks(checks) = op { Some(checks.clone()) } else { None }).unwrap();
+    let [tcp, icmp] = [0, 1].map(|n: usize| asked[n].key.clone());
+    let mut step = |key: &CheckKey, state| {
+        core.apply(Event::Verdict(key.clone(), state), NOW());
+        (core.phase(), core.services().next().unwrap().configured().next().unwrap().1.state)
+    };
+    assert_eq!(step(&tcp, UP), (Phase::Starting, State::Init), "the other check has come to no verdict yet");
+    assert_eq!(step(&icmp, UP), (Phase::Running, UP));
+    assert_eq!(step(&tcp, SOFT), (Phase::Running, SOFT));
+    assert_eq!(step(&icmp, HARD), (Phase::Running, HARD));
+    assert_eq!(step(&tcp, UP), (Phase::Running, HARD));
+    assert_eq!(step(&icmp, UP), (Phase::Running, UP));
 }

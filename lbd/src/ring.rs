@@ -162,7 +162,7 @@ impl Ring {
             self.takers = self.basis.iter().map(|c| c.id).collect();
         }
         let takers: Vec<_> = self.basis.iter().filter(|c| self.takers.contains(&c.id)).copied().collect();
-        let up = self.maglev.build(&takers, self.order);
+        let up = if takers == self.basis { self.all.clone() } else { self.maglev.build(&takers, self.order) };
         let serving: BTreeSet<_> = members.iter().filter(|m| m.serves).map(|m| m.candidate.id).collect();
 
         let taken = Flags::of(&self.takers);

@@ -5,7 +5,7 @@ use crate::{
     maglev::Candidate,
     ring::{Member, Ring},
 };
-use hc_prober::{CheckKey, Severity, State};
+use hc_prober::{CheckKey, Severity, State, Timing};
 use lb_ebpf::ring::{RING_SLOTS, RealId, Ring as RingWords, RingRef};
 use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
@@ -16,7 +16,7 @@ pub struct Standing {
     pub id: RealId,
     /// Its weight; that of its last configuration if it was removed.
     pub weight: u16,
-    /// The last verdict of its check; that of an earlier daemon until there is one.
+    /// The verdict of its checks; that of an earlier daemon until there is one.
     pub state: State,
     /// It has been up since it was configured.
     pub admitted: bool,
@@ -24,7 +24,7 @@ pub struct Standing {
     pub configured: bool,
     /// It goes on serving the flows of this VIP that it has.
     pub serves: Serves,
-    /// Its check has come to a verdict since it was configured.
+    /// Its checks have come to a verdict since it was configured.
     heard: bool,
 }
 
@@ -123,10 +123,9 @@ impl Service {
         self.config = config;
     }
 
-    /// The check of one of its reals.
-    #[must_use]
-    pub fn check_key(&self, real: IpAddr) -> CheckKey {
-        check_key(&self.config, real)
+    /// The checks of one of its reals, in the order of the configuration.
+    pub fn check_keys(&self, real: IpAddr) -> impl Iterator<Item = CheckKey> {
+        check_keys(&self.config, real).map(|(key, _)| key)
     }
 
     /// Takes a verdict on a configured member; true if it changed what is known.
@@ -216,9 +215,11 @@ impl Standing {
     }
 }
 
-/// The check of a real as the prober names it.
-#[must_use]
-pub fn check_key(vip: &config::Vip, real: IpAddr) -> CheckKey {
-    let check = vip.check();
-    CheckKey { real, target: check.target.unwrap_or(vip.key().address), kind: check.kind.clone() }
+/// The checks of a real as the prober names them.
+pub fn check_keys(vip: &config::Vip, real: IpAddr) -> impl Iterator<Item = (CheckKey, Timing)> {
+    let address = vip.key().address;
+    vip.checks().iter().map(move |(check, timing)| {
+        let key = CheckKey { real, target: check.target.unwrap_or(address), kind: check.kind.clone() };
+        (key, *timing)
+    })
 }

@@ -84,7 +84,8 @@ impl Table {
             hash: HashBy::FiveTuple,
         };
         program.swap_vips(&vip_table::build(&[row], SEED, VipMiss::Drop)).unwrap();
-        let hop = NextHop { ifindex: INGRESS, mtu: 1500, source_mac: [2; 6], destination_mac: [4; 6] };
+        let hop =
+            NextHop { ifindex: INGRESS, device_mtu: 1500, mtu: 1500, source_mac: [2; 6], destination_mac: [4; 6] };
         for id in 1..=REALS {
             let entry = RealEntry::ipip(real_address(0), real_address(id), Some(&hop), SERVES_TCP | SERVES_UDP);
             program.set_real(id, entry).unwrap();

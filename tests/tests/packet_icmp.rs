@@ -269,6 +269,21 @@ fn too_big_is_not_told_where_it_must_not_be() {
     }
 }
 
+/// A router beyond the device has told of a narrow hop: what may be fragmented is for that router to fragment.
+#[test]
+fn datagram_that_may_be_fragmented_is_sent_over_a_narrow_path() {
+    let mut path = Path::new(VipMiss::Drop);
+    path.reals_by(Some(&NextHop { mtu: 1400, ..Path::hop() }));
+    let fragmentable =
+        |len: usize| Ip4 { fragment: 0, ..Ip4::new(CLIENT, VIP) }.packet(UDP, &udp((1, 53), &vec![7; len - 28]));
+    let whole = |len: usize| udp4(VIP, (1, 53), &vec![7; len - 28]);
+    assert_eq!(path.reason(&whole(1380)), Reason::Forwarded);
+    assert_eq!(path.reason(&whole(1381)), Reason::TooBigReply);
+    assert_eq!(path.reason(&fragmentable(1381)), Reason::Forwarded);
+    assert_eq!(path.reason(&fragmentable(1480)), Reason::Forwarded);
+    assert_eq!(path.reason(&fragmentable(1481)), Reason::DropTooBig);
+}
+
 /// No IPv6 host may be told less than 1280 (RFC 8200 §5).
 #[test]
 fn mtu_below_the_least_of_ip6_is_not_told() {

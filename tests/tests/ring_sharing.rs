@@ -184,7 +184,7 @@ impl Daemon {
 
     fn verdict(&mut self, port: u16, real: u16, state: State) {
         let service = self.core.services().find(|service| service.config.key().port == port).unwrap();
-        let check = service.check_key(address(real).into());
+        let check = service.check_keys(address(real).into()).next().unwrap();
         self.apply(Event::Verdict(check, state));
     }
 

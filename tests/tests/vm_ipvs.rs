@@ -1,4 +1,5 @@
 //! The prober beside the kernel's IPVS, which only a stock kernel has: the examples of docs/sidecar.md.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::{path::PathBuf, time::Duration};
 

@@ -6,7 +6,7 @@ for real in $real1 $real2; do
 done
 cat >/etc/hc-prober.toml <<END
 [on_change]
-command = ["ipvsadm", "-e", "-t", "{service}", "-r", "{server}", "-i", "-w", "{weight}"]
+command = ["ipvsadm", "-e", "{ipvs_protocol}", "{service}", "-r", "{server}", "-i", "-w", "{weight}"]
 [defaults]
 interval = "1s"
 [[vip]]

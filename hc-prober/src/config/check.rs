@@ -7,7 +7,7 @@ use toml::Spanned;
 
 use super::{
     Mistake, Mistakes, optional,
-    value::{Integer, Span},
+    value::{Integer, OneOrMany, Span},
 };
 use crate::check::{Kind, Timing};
 
@@ -84,8 +84,29 @@ impl Table {
 }
 
 impl Mistakes {
-    /// What a check of a VIP with this port and address asks. Neither is given where it was itself a mistake.
-    pub fn check(&mut self, check: &Table, vip_port: Option<u16>, vip: Option<IpAddr>) -> Option<Spec> {
+    /// What each real of a VIP with this port and address is asked: one check or several, all of which must pass. What a
+    /// check's clock does not name is as in `base`.
+    pub fn checks(
+        &mut self,
+        written: &Spanned<OneOrMany<Table>>,
+        port: Option<u16>,
+        vip: Option<IpAddr>,
+        base: Timing,
+    ) -> Option<Vec<(Spec, Timing)>> {
+        let OneOrMany(tables) = written.get_ref();
+        if tables.is_empty() {
+            return self.add(written.span(), "`check` is empty: give it at least one");
+        }
+        let mut checks = Vec::with_capacity(tables.len());
+        for table in tables {
+            let spec = self.check(table, port, vip);
+            checks.extend(spec.zip(self.timing(&table.clock(), base)));
+        }
+        (checks.len() == tables.len()).then_some(checks)
+    }
+
+    /// Neither port nor address is given where it was itself a mistake.
+    fn check(&mut self, check: &Table, vip_port: Option<u16>, vip: Option<IpAddr>) -> Option<Spec> {
         let target = optional(check.target.as_ref(), |target| self.target(target, vip));
         let kind = match check.kind.get_ref().as_str() {
             "icmp" => self.icmp(check),

@@ -1,7 +1,7 @@
 //! Where each real of each service stands: all of its checks must pass.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     time::SystemTime,
 };
@@ -14,19 +14,29 @@ use crate::{CheckKey, Reason, Severity, State, Transition};
 /// Where all reals stand.
 #[derive(Clone, Debug, Default)]
 pub struct Board {
-    /// The last verdict of each check, and why.
-    verdicts: HashMap<CheckKey, (State, Reason)>,
+    /// The last verdict of each check that is asked.
+    verdicts: HashMap<CheckKey, Verdict>,
     reals: BTreeMap<(Name, IpAddr), Standing>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Verdict {
+    state: State,
+    reason: Reason,
+    detail: Option<String>,
 }
 
 #[derive(Clone, Debug)]
 struct Standing {
     checks: Vec<CheckKey>,
+    /// The configured one.
     weight: u16,
     state: State,
+    /// What was told last.
+    told: u16,
 }
 
-/// A real of a service has changed.
+/// A real of a service has changed, or what it is to be given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Change {
     /// When.
@@ -57,28 +67,33 @@ fn rfc3339<S: Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Er
 }
 
 impl Board {
-    /// Takes a configuration. Reals that stay keep their standing, unless other checks now decide it: what changes by that
-    /// is returned.
+    /// Takes a configuration. What is known of reals that stay goes on, until all the checks they now have say otherwise; what
+    /// changes by it is returned.
     pub fn configure(&mut self, config: &Config, now: SystemTime) -> Vec<Change> {
         let mut reals = BTreeMap::new();
         for service in &config.services {
             for real in &service.reals {
                 let checks = service.checks.iter().map(|(spec, _)| service.key(spec, real.address)).collect();
                 let known = self.reals.get(&(service.name, real.address));
-                let state = known.map_or(State::Init, |standing| standing.state);
-                reals.insert((service.name, real.address), Standing { checks, weight: real.weight, state });
+                let (state, told) = known.map_or((State::Init, 0), |standing| (standing.state, standing.told));
+                reals.insert((service.name, real.address), Standing { checks, weight: real.weight, state, told });
             }
         }
         self.reals = reals;
-        let wanted = config.checks();
-        self.verdicts.retain(|key, _| wanted.iter().any(|check| check.key == *key));
-        self.review(|_| true, now, None)
+        let wanted: HashSet<_> = config.checks().into_iter().map(|check| check.key).collect();
+        self.verdicts.retain(|key, _| wanted.contains(key));
+        self.review(|_| true, now)
     }
 
-    /// Takes a check's new verdict: the reals that it changes.
+    /// Takes a check's new verdict: the reals that it changes. One of a check that was removed a moment ago changes none.
     pub fn apply(&mut self, transition: &Transition) -> Vec<Change> {
-        self.verdicts.insert(transition.key.clone(), (transition.to, transition.reason));
-        self.review(|checks| checks.contains(&transition.key), transition.at, transition.detail.as_deref())
+        let Transition { key, to: state, reason, detail, at, .. } = transition;
+        if !self.reals.values().any(|standing| standing.checks.contains(key)) {
+            return Vec::new();
+        }
+        let verdict = Verdict { state: *state, reason: *reason, detail: detail.clone() };
+        self.verdicts.insert(key.clone(), verdict);
+        self.review(|checks| checks.contains(key), *at)
     }
 
     /// How many reals are up, and how many there are.
@@ -87,19 +102,21 @@ impl Board {
         (self.reals.values().filter(|standing| standing.state == State::Up).count(), self.reals.len())
     }
 
-    fn review(&mut self, concerned: impl Fn(&[CheckKey]) -> bool, at: SystemTime, detail: Option<&str>) -> Vec<Change> {
+    fn review(&mut self, concerned: impl Fn(&[CheckKey]) -> bool, at: SystemTime) -> Vec<Change> {
         let mut changes = Vec::new();
         for (&(name, real), standing) in self.reals.iter_mut().filter(|(_, s)| concerned(&s.checks)) {
-            let verdict = |key| self.verdicts.get(key).copied().unwrap_or_default();
-            // Of equally grave ones the first in the file.
-            let worst = standing.checks.iter().rev().map(verdict).max_by_key(|(state, _)| gravity(*state));
-            let Some((state, reason)) = worst else {
-                continue;
-            };
-            let before = std::mem::replace(&mut standing.state, state);
-            if before != state {
-                let weight = if state == State::Up { standing.weight } else { 0 };
-                let (severity, detail) = (severity(state), detail.map(str::to_owned));
+            let before = standing.state;
+            let verdict = decisive(&self.verdicts, &standing.checks);
+            // A check that is new has nothing to say against what is known.
+            if verdict.state != State::Init {
+                standing.state = verdict.state;
+            }
+            let state = standing.state;
+            let weight = if state == State::Up { standing.weight } else { 0 };
+            if before != state || standing.told != weight {
+                standing.told = weight;
+                let Verdict { reason, detail, .. } = verdict;
+                let severity = severity(state);
                 changes.push(Change { at, name, real, before, state, severity, reason, detail, weight });
             }
         }
@@ -107,14 +124,10 @@ impl Board {
     }
 }
 
-/// Which of several verdicts decides: the gravest.
-fn gravity(state: State) -> u8 {
-    match state {
-        State::Up => 0,
-        State::Init => 1,
-        State::Down(Severity::Soft) => 2,
-        State::Down(Severity::Hard) => 3,
-    }
+/// The gravest verdict; of equally grave ones the first in the file.
+fn decisive(verdicts: &HashMap<CheckKey, Verdict>, checks: &[CheckKey]) -> Verdict {
+    let known = checks.iter().rev().map(|key| verdicts.get(key).cloned().unwrap_or_default());
+    known.max_by_key(|verdict| verdict.state.gravity()).unwrap_or_default()
 }
 
 fn severity(state: State) -> Option<&'static str> {

@@ -1,14 +1,15 @@
 //! The command that is run for each change: a program and its arguments, never a shell's text.
 
-use super::Change;
+use super::{Change, Protocol};
 
 /// What stands for something, and for what.
 type Placeholder = (&'static str, fn(&Change) -> String);
 
-const PLACEHOLDERS: [Placeholder; 10] = [
+const PLACEHOLDERS: [Placeholder; 11] = [
     ("{vip}", |change| change.name.vip.to_string()),
     ("{port}", |change| change.name.port.to_string()),
     ("{protocol}", |change| change.name.protocol.word().to_owned()),
+    ("{ipvs_protocol}", |change| if change.name.protocol == Protocol::Tcp { "-t" } else { "-u" }.to_owned()),
     ("{service}", |change| change.name.service().to_string()),
     ("{real}", |change| change.real.to_string()),
     ("{server}", |change| std::net::SocketAddr::from((change.real, change.name.port)).to_string()),

@@ -16,7 +16,7 @@ use crate::{
     config::{
         ConfigError, Mistake, Mistakes,
         check::{Clock, Spec, Table},
-        optional,
+        optional, parse_address,
         value::{Integer, Interfaces, OneOrMany, Span},
     },
 };
@@ -171,7 +171,7 @@ fn read(file: File) -> Result<Config, Vec<Mistake>> {
     }
 }
 
-/// Each method gives `None` exactly when it has added a mistake.
+/// Reads the file. Whether anything was wrong the mistakes say.
 #[derive(Default)]
 struct Reader(Mistakes);
 
@@ -222,19 +222,10 @@ impl Reader {
         let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
         let protocol = self.0.word("protocol", &vip.protocol, &protocols);
         let port = self.0.integer("port", &vip.port, 0..=u16::MAX);
-        let OneOrMany(tables) = vip.check.get_ref();
-        if tables.is_empty() {
-            self.0.add::<()>(vip.check.span(), "`check` is empty: give it at least one");
-        }
-        let mut checks = Vec::with_capacity(tables.len());
-        for table in tables {
-            let spec = self.0.check(table, port, address);
-            let timing = self.0.timing(&table.clock(), base);
-            checks.extend(spec.zip(timing));
-        }
+        let checks = self.0.checks(&vip.check, port, address, base);
         let reals = self.reals(vip, address)?;
         let name = Name { vip: address?, protocol: protocol?, port: port? };
-        (checks.len() == tables.len()).then_some(Service { name, checks, reals })
+        Some(Service { name, checks: checks?, reals })
     }
 
     fn reals(&mut self, vip: &VipTable, vip_address: Option<IpAddr>) -> Option<Vec<Real>> {
@@ -260,7 +251,8 @@ impl Reader {
         let mut seen = HashSet::new();
         for vip in vips {
             let (address, protocol, port) = (vip.address.get_ref(), vip.protocol.get_ref(), vip.port.get_ref().0);
-            if !seen.insert((address, protocol, port)) {
+            let parsed = parse_address(&vip.address);
+            if parsed.is_some() && !seen.insert((parsed, protocol, port)) {
                 let message = format!("VIP {address} {protocol} port {port} is listed twice");
                 self.0.add::<()>(vip.address.span(), message);
             }

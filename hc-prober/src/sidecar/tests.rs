@@ -1,10 +1,10 @@
 use super::*;
 use crate::{CheckKey, Kind, Reason, Severity, State, Transition, config::ConfigError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 const GOOD: &str = r#"
 [on_change]
-command = ["ipvsadm", "-e", "-t", "{service}", "-r", "{server}", "-i", "-w", "{weight}"]
+command = ["ipvsadm", "-e", "{ipvs_protocol}", "{service}", "-r", "{server}", "-i", "-w", "{weight}"]
 
 [[vip]]
 address  = "198.19.10.1"
@@ -54,6 +54,11 @@ fn mistakes_are_shown_with_their_lines() {
     for (from, to, said) in [
         ("{weight}", "{wait}", "f:3:78: `{wait}` is not known: allowed is {vip} {port} "),
         ("[\"ipvsadm\"", "[], x = [\"ipvsadm\"", "f:3:"),
+        (
+            "protocol = \"tcp\"",
+            "protocol = \"tcp\"\nport = 81\ncheck = { kind = \"tcp\" }\n[[vip.real]]\naddress = \"198.18.101.10\"\n[[vip]]\naddress = \"198.19.10.1\"\nprotocol = \"tcp\"\nport = 81\ncheck = { kind = \"tcp\" }\n[[vip.real]]\naddress = \"198.18.101.10\"\n[[vip]]\naddress = \"198.19.10.1\"\nprotocol = \"tcp\"",
+            "is listed twice",
+        ),
         ("weight  = 7", "weight  = 70000", "f:16:13: `weight` 70000 is out of range: allowed is 0..=65535"),
         ("198.18.102.10", "198.18.101.10", "f:15:13: real 198.18.101.10 is listed twice for VIP 198.19.10.1"),
         ("198.19.10.1", "fd00::1", "f:12:13: real 198.18.101.10 is IPv4, and its VIP fd00::1 IPv6"),
@@ -99,8 +104,15 @@ fn reload_keeps_what_stays_and_reviews_what_has_other_checks() {
         changes.iter().map(|c| (c.real.to_string(), c.state)).collect::<Vec<_>>(),
         [("198.18.102.10".into(), State::Up)]
     );
-    assert!(board.configure(&Config::parse("f", &tcp_only).unwrap(), SystemTime::UNIX_EPOCH).is_empty());
+    let mut reload = |text: &str| board.configure(&Config::parse("f", text).unwrap(), SystemTime::UNIX_EPOCH);
+    assert!(reload(&tcp_only).is_empty());
+    assert!(reload(GOOD).is_empty(), "a check that is new takes nothing out");
+    let told: Vec<_> =
+        reload(&GOOD.replace("weight  = 7", "weight  = 0")).iter().map(|c| (c.before, c.state, c.weight)).collect();
+    assert_eq!(told, [(State::Up, State::Up, 0)]);
+    assert_eq!(reload(&GOOD.replace("weight  = 7", "weight  = 9"))[0].weight, 9);
     assert_eq!(board.up_of_all(), (1, 2));
+    assert_eq!(board.apply(&transition(Kind::Tcp { port: 99 }, HARD, Reason::Timeout)), [], "nobody asked");
 }
 
 #[test]
@@ -117,4 +129,22 @@ fn command_has_the_changes_words_and_json_its_fields() {
     assert_eq!(all.words(&six), ["fd00::10=[fd00::10]:80 INITDOWN tcp PORT_CLOSED {x}"]);
     let json = r#"{"at":"1970-01-01T00:00:00.000Z","vip":"198.19.10.1","protocol":"tcp","port":80,"real":"198.18.102.10","before":"INIT","state":"DOWN","severity":"soft","reason":"PORT_CLOSED","detail":"{weight}","weight":0}"#;
     assert_eq!(serde_json::to_string(&change).unwrap(), json);
+}
+
+#[test]
+fn superseded_order_is_not_carried_out() {
+    let mut board = Board::default();
+    board.configure(&config(), SystemTime::UNIX_EPOCH);
+    let (orders, template) = (Orders::default(), config().command.unwrap());
+    let mut tell = |state, reason| {
+        for change in board.apply(&transition(TCP, state, reason)) {
+            orders.put(change, &template, Duration::from_secs(1));
+        }
+    };
+    tell(SOFT, Reason::PortClosed);
+    tell(HARD, Reason::Timeout);
+    orders.close();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let next = || runtime.block_on(orders.next()).map(|(change, ..)| (change.before, change.state));
+    assert_eq!((next(), next()), (Some((SOFT, HARD)), None));
 }

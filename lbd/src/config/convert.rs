@@ -92,8 +92,7 @@ impl Reader {
         let address = self.0.address("address", &vip.address);
         let protocol = self.0.word("protocol", &vip.protocol, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]);
         let port = self.0.integer("port", &vip.port, 0..=u16::MAX);
-        let check = self.0.check(&vip.check, port, address);
-        let timing = self.0.timing(&vip.check.clock(), base.timing);
+        let checks = self.0.checks(&vip.check, port, address, base.timing);
         let flow_idle = self.flow_idle(vip.flow_idle.as_ref(), base.flow_idle);
         let hash = optional(vip.hash.as_ref(), |word| self.0.word("hash", word, &HASHES));
         let ring_order = optional(vip.ring_slots.as_ref(), |slots| self.ring_slots(slots));
@@ -102,8 +101,7 @@ impl Reader {
         Some(Vip {
             key: VipKey { address: address?, protocol: protocol?, port: port? },
             reals: reals?,
-            check: check?,
-            timing: timing?,
+            checks: checks?,
             flow_idle: flow_idle?,
             hash: hash?.unwrap_or_default(),
             ring_order: ring_order?,

@@ -106,8 +106,8 @@ fn node(old: &Config, new: &Config) -> Vec<Change> {
 fn vip(old: &Vip, new: &Vip) -> Vec<Change> {
     let vip = new.key;
     let settings = [
-        ("check", old.check != new.check),
-        ("check timing", old.timing != new.timing),
+        ("check", !old.checks.iter().map(|(check, _)| check).eq(new.checks.iter().map(|(check, _)| check))),
+        ("check timing", !old.checks.iter().map(|(_, timing)| timing).eq(new.checks.iter().map(|(_, timing)| timing))),
         ("flow_idle", old.flow_idle != new.flow_idle),
         ("hash", old.hash != new.hash),
         ("ring_slots", old.ring_order != new.ring_order),

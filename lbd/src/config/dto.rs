@@ -2,7 +2,7 @@
 
 use hc_prober::config::{
     check::{Clock, Table as Check},
-    value::{Integer, Interfaces, Span},
+    value::{Integer, Interfaces, OneOrMany, Span},
 };
 use toml::Spanned;
 
@@ -44,7 +44,7 @@ pub(super) struct Vip {
     pub(super) address: Spanned<String>,
     pub(super) protocol: Spanned<String>,
     pub(super) port: Spanned<Integer>,
-    pub(super) check: Check,
+    pub(super) check: Spanned<OneOrMany<Check>>,
     pub(super) flow_idle: Option<Spanned<Span>>,
     pub(super) hash: Option<Spanned<String>>,
     pub(super) ring_slots: Option<Spanned<Integer>>,

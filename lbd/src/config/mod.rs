@@ -172,8 +172,7 @@ pub enum VipMiss {
 pub struct Vip {
     key: VipKey,
     reals: Vec<Real>,
-    check: Check,
-    timing: Timing,
+    checks: Vec<(Check, Timing)>,
     flow_idle: Duration,
     hash: HashBy,
     ring_order: Option<u8>,
@@ -193,16 +192,10 @@ impl Vip {
         &self.reals
     }
 
-    /// How each of the reals is checked.
+    /// What each of the reals is asked, and when: at least one check, and all must pass.
     #[must_use]
-    pub fn check(&self) -> &Check {
-        &self.check
-    }
-
-    /// When each of the reals is checked, and how many results make a verdict.
-    #[must_use]
-    pub fn timing(&self) -> Timing {
-        self.timing
+    pub fn checks(&self) -> &[(Check, Timing)] {
+        &self.checks
     }
 
     /// A flow that sends at least one packet in this time keeps its real; 1 s to 18 h, in whole seconds (rounded up).

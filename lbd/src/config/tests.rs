@@ -75,7 +75,6 @@ fn parse_good_file_gives_sorted_domain_with_defaults_applied() {
     assert_eq!(config.vip(&vip.key()), Some(vip));
     let reals: Vec<_> = vip.reals().iter().map(|real| (real.address.to_string(), real.weight)).collect();
     assert_eq!(reals, [("198.18.222.11".to_owned(), 7), ("198.18.222.12".to_owned(), 100)]);
-    assert_eq!(vip.check(), &Check { kind: Kind::Tcp { port: 80 }, target: None });
     let timing = Timing {
         interval: Duration::from_millis(500),
         timeout: Duration::from_secs(2),
@@ -83,7 +82,7 @@ fn parse_good_file_gives_sorted_domain_with_defaults_applied() {
         rise: 2,
         fall: 2,
     };
-    assert_eq!(vip.timing(), timing);
+    assert_eq!(vip.checks(), [(Check { kind: Kind::Tcp { port: 80 }, target: None }, timing)]);
     assert_eq!(vip.flow_idle(), Duration::from_mins(15));
     assert_eq!(vip.on_all_down(), OnAllDown::Keep);
 }
@@ -105,7 +104,7 @@ fn parse_udp_check_takes_hex_port_and_target() {
         r#"{ kind = "udp", port = 53, target = "198.19.10.9", payload = "00fF", expect = "01", require_reply = true }"#;
     let config = good_with(r#"{ kind = "tcp", timeout = "2s" }"#, udp);
     let kind = Kind::Udp { port: 53, payload: vec![0, 255], expect: Some(vec![1]), require_reply: true };
-    assert_eq!(config.vips()[0].check(), &Check { kind, target: Some("198.19.10.9".parse().unwrap()) });
+    assert_eq!(config.vips()[0].checks()[0].0, Check { kind, target: Some("198.19.10.9".parse().unwrap()) });
 }
 
 #[test]
@@ -178,7 +177,7 @@ fn parse_order_of_vips_reals_and_interfaces_means_nothing() {
 #[test]
 fn parse_inherited_fast_interval_is_cut_to_the_interval() {
     let config = good_with(r#"timeout = "2s" }"#, r#"interval = "50ms" }"#);
-    assert_eq!(config.vips()[0].timing().fast_interval, Duration::from_millis(50));
+    assert_eq!(config.vips()[0].checks()[0].1.fast_interval, Duration::from_millis(50));
 }
 
 #[test]

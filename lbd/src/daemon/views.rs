@@ -148,7 +148,9 @@ impl Daemon {
             let shares = service.ring.shares();
             for real in service.config.reals() {
                 let VipKey { address, protocol, port } = service.config.key();
-                let check = statuses.get(&service.check_key(real.address));
+                // That which decides: of equally grave ones the first in the configuration.
+                let keys: Vec<_> = service.check_keys(real.address).collect();
+                let check = keys.iter().rev().filter_map(|key| statuses.get(key)).max_by_key(|c| c.state.gravity());
                 let standing = standings.get(&real.address);
                 let reason = match standing {
                     Some(_) => check.map_or("INIT", |c| c.reason.code()),

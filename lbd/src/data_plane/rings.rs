@@ -108,8 +108,7 @@ impl Rings {
         refused
     }
 
-    /// The inner map with this content: that of the place which holds it, or else a new one. Without `CAP_SYS_ADMIN` none
-    /// can be opened by its place; then VIPs share what changed in one go only.
+    /// The inner map with this content: that of the place which holds it, or else, if it cannot be opened, a new one.
     fn inner(&self, holder: Option<u32>, part: &Ring) -> Result<Inner, MapError> {
         let held = holder.and_then(|place| self.outer.get(&place, 0).ok());
         held.map_or_else(|| super::filled(part), Ok)

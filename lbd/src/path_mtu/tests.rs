@@ -40,6 +40,8 @@ fn frag_needed_about_an_outer_packet_is_understood() {
 fn packet_too_big_about_an_outer_packet_is_understood() {
     let [source, real] = ["fd00:221::11", "fd00:101::10"].map(|address| address.parse().unwrap());
     assert_eq!(parse6(&packet_too_big(1400)), Some(TooBig { source, real, mtu: 1400 }));
+    let least = parse6(&packet_too_big(1280)).unwrap().mtu;
+    assert_eq!(least - 40, 1280, "a client can be told no less than 1,280");
     assert_eq!(parse6(&packet_too_big(1279)), None);
     assert_eq!(parse6(&packet_too_big(1500)), None, "the packet was no larger");
 }

@@ -1,6 +1,6 @@
 //! Raw sockets that hear of packets that were too big, and of nothing else: a filter in the kernel sees to it.
 
-use std::{io, net::UdpSocket as StdUdpSocket};
+use std::{io, net::UdpSocket as StdUdpSocket, os::fd::AsRawFd};
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::{net::UdpSocket, sync::mpsc};
@@ -46,10 +46,27 @@ pub fn watch() -> io::Result<mpsc::Receiver<TooBig>> {
     Ok(receiver)
 }
 
+/// A raw ICMP socket would have the kernel believe errors about echo requests, and take their word for the route's MTU:
+/// `raw_err()` of net/ipv4/raw.c. With `IP_PMTUDISC_INTERFACE` it does not.
+fn without_learning(socket: &Socket) -> io::Result<()> {
+    let wanted = libc::IP_PMTUDISC_INTERFACE;
+    #[expect(unsafe_code, reason = "no safe wrapper has this option")]
+    // SAFETY: the descriptor is open, and the kernel reads an int from a pointer to one.
+    let result = unsafe {
+        let value = std::ptr::from_ref(&wanted).cast();
+        let len = libc::socklen_t::try_from(size_of_val(&wanted)).unwrap_or_default();
+        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, value, len)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// tokio's type for datagram sockets also serves a raw one: it receives packet by packet.
 fn open(domain: Domain, protocol: Protocol, filter: &[SockFilter]) -> io::Result<UdpSocket> {
     let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
     socket.attach_filter(filter)?;
+    if domain == Domain::IPV4 {
+        without_learning(&socket)?;
+    }
     socket.set_nonblocking(true)?;
     UdpSocket::from_std(StdUdpSocket::from(socket))
 }

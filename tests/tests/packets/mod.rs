@@ -115,7 +115,7 @@ impl Path {
     }
 
     pub(crate) fn hop() -> NextHop {
-        NextHop { ifindex: INGRESS, mtu: 1500, source_mac: LB_MAC, destination_mac: GATEWAY_MAC }
+        NextHop { ifindex: INGRESS, device_mtu: 1500, mtu: 1500, source_mac: LB_MAC, destination_mac: GATEWAY_MAC }
     }
 
     pub(crate) fn real(&mut self, id: RealId, hop: Option<&NextHop>, serves: u16) {

@@ -42,7 +42,9 @@ pub(crate) fn send<F: Family>(
     if F::PROTOCOL != IPIP {
         return Reason::DropNoReal.into();
     }
-    if packet.len + IPV4_LEN as u32 > u32::from(real.mtu) {
+    let len = packet.len + IPV4_LEN as u32;
+    // What may be fragmented is for the narrow hop's router to fragment.
+    if len > u32::from(real.mtu) && (packet.dont_fragment || len > real.device_mtu()) {
         return too_big::<F>(ctx, packet, real.mtu.saturating_sub(IPV4_LEN as u16));
     }
     in_ip4(ctx, packet, hash, real, counter)

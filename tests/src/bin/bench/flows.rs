@@ -125,7 +125,8 @@ impl World {
         let key = VipKey { address: vip_address(0).into(), protocol: Protocol::Tcp, port: 80 };
         let row = vip_table::Row { key, index: 0, ring_order: 0, flow_idle: FLOW_IDLE, hash: HashBy::FiveTuple };
         program.swap_vips(&vip_table::build(&[row], SEED, VipMiss::Drop))?;
-        let hop = NextHop { ifindex: INGRESS, mtu: 1500, source_mac: [2; 6], destination_mac: [4; 6] };
+        let hop =
+            NextHop { ifindex: INGRESS, device_mtu: 1500, mtu: 1500, source_mac: [2; 6], destination_mac: [4; 6] };
         for id in 1..=REALS + ADDED {
             let entry = RealEntry::ipip(real_address(0), real_address(id), Some(&hop), SERVES_TCP | SERVES_UDP);
             program.set_real(id, entry)?;

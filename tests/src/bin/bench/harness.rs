@@ -84,7 +84,8 @@ impl Harness {
             rings.set(RingRef::new(vip, 0).place(0), &filled(self.ring.as_ref())?, 0)?;
         }
         let mut reals: Array<_, RealEntry> = take(&mut self.ebpf, "REALS")?;
-        let hop = NextHop { ifindex: INGRESS, mtu: 1500, source_mac: [2; 6], destination_mac: [4; 6] };
+        let hop =
+            NextHop { ifindex: INGRESS, device_mtu: 1500, mtu: 1500, source_mac: [2; 6], destination_mac: [4; 6] };
         for id in 1..=REALS {
             let (source, real, serves) = (real_address(0), real_address(id), SERVES_TCP | SERVES_UDP);
             let entry = if self.row.ip6 {
