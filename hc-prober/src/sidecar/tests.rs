@@ -52,7 +52,7 @@ fn each_check_of_each_real_is_asked_once() {
 #[test]
 fn mistakes_are_shown_with_their_lines() {
     for (from, to, said) in [
-        ("{weight}", "{wait}", "f:3:78: `{wait}` is not known: allowed is {vip} {port} "),
+        ("{weight}", "{wait}", "f:3:91: `{wait}` is not known: allowed is {vip} {port} "),
         ("[\"ipvsadm\"", "[], x = [\"ipvsadm\"", "f:3:"),
         (
             "protocol = \"tcp\"",
