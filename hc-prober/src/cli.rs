@@ -29,7 +29,7 @@ pub(crate) enum Command {
                       codes are chosen: try the command line by hand before keepalived runs it."
     )]
     Check(CheckArgs),
-    /// Find out why a real is down, and what mends it.
+    /// Find out why a real is down, or what is wrong although it is up, and what mends it.
     #[command(
         after_help = "Exit codes: 0 nothing is wrong, 2 something is, 3 could not be found out (usage errors too)."
     )]

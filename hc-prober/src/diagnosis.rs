@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     check::{CheckKey, Kind},
+    claim::Mac,
     finding::{Detail, Finding},
     reply::{IcmpError, Trouble},
     report::Reason,
@@ -25,6 +26,10 @@ pub enum Question {
     Own,
     /// An echo request to the real's own address, outside of the tunnel.
     Plain,
+    /// An echo request to the VIP, through the tunnel, in a packet that fills the path.
+    Full,
+    /// Who has the VIP, on the real's own link: ARP, or a neighbour solicitation.
+    Claim,
 }
 
 /// What came of a question.
@@ -32,6 +37,10 @@ pub enum Question {
 pub enum Answer {
     /// The right answer.
     Passed,
+    /// SYN-ACK, and the MSS that it announces.
+    Accepted(u16),
+    /// The real says that it has the VIP, from its hardware address.
+    Claimed(Mac),
     /// RST, or port unreachable from the target.
     Refused,
     /// An ICMP error about the innermost packet.
@@ -49,7 +58,7 @@ impl Answer {
     #[must_use]
     pub fn of(finding: &Finding) -> Self {
         match (finding.event, finding.reason, finding.detail) {
-            (Event::Pass, _, _) => Self::Passed,
+            (Event::Pass, _, _) => finding.mss.map_or(Self::Passed, Self::Accepted),
             (Event::Unknown, _, detail) => Self::Unknown(detail),
             (Event::Fail(_), Reason::PortClosed, _) => Self::Refused,
             (Event::Fail(_), Reason::Mismatch, _) => Self::Mismatch,
@@ -81,6 +90,12 @@ pub enum Code {
     ServiceSilent,
     /// `MISMATCH`: the service answers otherwise than expected.
     Mismatch,
+    /// `MSS_TOO_BIG`: the check passes, but the real takes segments that are too big for the path once they are in the tunnel.
+    MssTooBig,
+    /// `ARP_LEAK`: the check passes, but the real also claims the VIP on its link, which draws traffic past the load balancer.
+    ArpLeak,
+    /// `MTU_BLACKHOLE`: the check passes, but packets that fill the path get lost, and nobody says so.
+    MtuBlackhole,
     /// `UNKNOWN`: could not be found out; the fault may be on our side.
     Unknown,
 }
@@ -97,6 +112,9 @@ impl fmt::Display for Code {
             Self::PortClosed => "PORT_CLOSED",
             Self::ServiceSilent => "SERVICE_SILENT",
             Self::Mismatch => "MISMATCH",
+            Self::MssTooBig => "MSS_TOO_BIG",
+            Self::ArpLeak => "ARP_LEAK",
+            Self::MtuBlackhole => "MTU_BLACKHOLE",
             Self::Unknown => "UNKNOWN",
         })
     }
@@ -117,19 +135,30 @@ pub enum Step {
     Found(Code),
 }
 
+/// What is known before anything is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// The check has passed before.
+    pub decap_worked: bool,
+    /// The largest packet that the path to the real takes, in bytes from the outer IP header on.
+    pub mtu: Option<u32>,
+    /// The real is on our own link, and can be asked there.
+    pub on_link: bool,
+}
+
 /// What is known so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Case {
     key: CheckKey,
-    decap_worked: bool,
+    known: Known,
     answers: Vec<(Question, Answer)>,
 }
 
 impl Case {
-    /// Nothing is known yet of this check; `decap_worked`: but that it passed before.
+    /// Nothing has been asked about this check yet.
     #[must_use]
-    pub fn new(key: CheckKey, decap_worked: bool) -> Self {
-        Self { key, decap_worked, answers: Vec::new() }
+    pub fn new(key: CheckKey, known: Known) -> Self {
+        Self { key, known, answers: Vec::new() }
     }
 
     /// Which check.
@@ -152,7 +181,12 @@ impl Case {
     /// The next rung of the ladder: from the check itself down to the bare host.
     #[must_use]
     pub fn next(&self) -> Step {
+        if self.is_up() {
+            return self.when_up();
+        }
         self.answers.last().map_or(Step::Ask(Question::Check), |(question, answer)| match question {
+            // Asked only where the check passes.
+            Question::Full | Question::Claim => Step::Found(Code::Unknown),
             Question::Check | Question::Vip => self.after_target(*question, answer),
             Question::Own => self.after_own(answer),
             Question::Plain => self.after_plain(answer),
@@ -161,9 +195,8 @@ impl Case {
 
     fn after_target(&self, question: Question, answer: &Answer) -> Step {
         match (question, answer) {
-            (Question::Check, Answer::Passed) => Step::Found(Code::Ok),
             // The echo answers, the check did not.
-            (_, Answer::Passed) => Step::Found(Code::ServiceSilent),
+            (_, Answer::Passed | Answer::Accepted(_) | Answer::Claimed(_)) => Step::Found(Code::ServiceSilent),
             (_, Answer::Refused) => Step::Found(Code::PortClosed),
             (_, Answer::Mismatch) => Step::Found(Code::Mismatch),
             (_, Answer::Error(error)) if error.from == self.key.target => Step::Found(Code::PortClosed),
@@ -180,9 +213,69 @@ impl Case {
         }
     }
 
+    /// The check itself passes.
+    fn is_up(&self) -> bool {
+        matches!(self.answers.first(), Some((Question::Check, Answer::Passed | Answer::Accepted(_))))
+    }
+
+    /// The check passes: do packets that fill the path, if a small one of that kind does? Does the real keep to the tunnel?
+    fn when_up(&self) -> Step {
+        let echoes = |answer: &Answer| matches!(answer, Answer::Passed);
+        let small = if self.key.kind == Kind::Icmp { Question::Check } else { Question::Vip };
+        match (self.full_echo(), self.answer(small), self.answer(Question::Full), self.answer(Question::Claim)) {
+            (Some(_), None, _, _) => Step::Ask(Question::Vip),
+            (Some(_), Some(answer), None, _) if echoes(answer) => Step::Ask(Question::Full),
+            (_, _, _, None) if self.known.on_link => Step::Ask(Question::Claim),
+            // With an ICMP error about the full packet whoever sends learns what does pass.
+            (_, _, full, claim) => Step::Found(match (full, claim) {
+                (_, Some(Answer::Claimed(_))) => Code::ArpLeak,
+                (Some(Answer::Silent(None)), _) => Code::MtuBlackhole,
+                _ if self.is_segment_too_big() => Code::MssTooBig,
+                _ => Code::Ok,
+            }),
+        }
+    }
+
+    fn answer(&self, question: Question) -> Option<&Answer> {
+        self.answers.iter().find_map(|(asked, answer)| (*asked == question).then_some(answer))
+    }
+
+    fn is_segment_too_big(&self) -> bool {
+        matches!((self.mss(), self.known.mtu), (Some(mss), Some(mtu)) if self.tunnelled(mss) > mtu)
+    }
+
+    /// What the target's SYN-ACK announced.
+    fn mss(&self) -> Option<u16> {
+        self.answers.iter().find_map(|(_, answer)| match answer {
+            Answer::Accepted(mss) => Some(*mss),
+            _ => None,
+        })
+    }
+
+    /// How much data an echo request to the VIP carries that fills the path, in bytes; `None`: nothing is known of the path.
+    #[must_use]
+    pub fn full_echo(&self) -> Option<usize> {
+        const ICMP: u32 = 8;
+        // An IP packet's length is a number of 16 bits.
+        let mtu = self.known.mtu?.min(u16::MAX.into());
+        usize::try_from(mtu.checked_sub(self.headers() + ICMP)?).ok()
+    }
+
+    /// The length of both IP headers. Those of the data plane have no options.
+    fn headers(&self) -> u32 {
+        [self.key.target, self.key.real].map(|address| if address.is_ipv4() { 20 } else { 40 }).iter().sum()
+    }
+
+    /// The length of the tunnel packet with a segment of this size. RFC 9293, 3.7.1: an MSS counts neither IP nor TCP headers,
+    /// and does count options.
+    fn tunnelled(&self, mss: u16) -> u32 {
+        const TCP: u32 = 20;
+        u32::from(mss) + TCP + self.headers()
+    }
+
     fn after_own(&self, answer: &Answer) -> Step {
         match answer {
-            Answer::Passed => Step::Found(Code::VipNotLocal),
+            Answer::Passed | Answer::Accepted(_) | Answer::Claimed(_) => Step::Found(Code::VipNotLocal),
             Answer::Silent(Some(error)) if self.refuses_tunnel(error) => Step::Found(Code::DecapMissing),
             Answer::Silent(_) | Answer::Error(_) | Answer::Refused | Answer::Mismatch => {
                 // Errors are rationed: one about an earlier question counts as well.
@@ -199,12 +292,12 @@ impl Case {
     fn after_plain(&self, answer: &Answer) -> Step {
         // An error from the host itself, such as a filter's, is an answer too.
         let alive = match answer {
-            Answer::Passed | Answer::Refused | Answer::Mismatch => true,
+            Answer::Passed | Answer::Accepted(_) | Answer::Claimed(_) | Answer::Refused | Answer::Mismatch => true,
             Answer::Error(error) => error.from == self.key.real,
             Answer::Silent(_) => false,
             Answer::Unknown(_) => return Step::Found(Code::Unknown),
         };
-        Step::Found(match (alive, self.decap_worked) {
+        Step::Found(match (alive, self.known.decap_worked) {
             (false, _) => Code::HostDown,
             // IPv6 has no rp_filter.
             (true, true) if self.key.target.is_ipv4() => Code::RpfSuspect,
@@ -218,15 +311,29 @@ impl Case {
 
     /// A line for each answer, for people.
     pub fn evidence(&self) -> impl Iterator<Item = String> {
-        self.answers.iter().map(|(question, answer)| {
-            let asked = match question {
-                Question::Check => format!("{} to the VIP, through the tunnel", self.key.kind.name()),
-                Question::Vip => "echo to the VIP, through the tunnel".into(),
-                Question::Own => "echo to the real's own address, through the tunnel".into(),
-                Question::Plain => "echo to the real's own address, outside the tunnel".into(),
-            };
-            format!("{asked}: {answer}")
-        })
+        self.answers
+            .iter()
+            .map(|(question, answer)| {
+                let asked = match question {
+                    Question::Check => format!("{} to the VIP, through the tunnel", self.key.kind.name()),
+                    Question::Vip => "echo to the VIP, through the tunnel".into(),
+                    Question::Own => "echo to the real's own address, through the tunnel".into(),
+                    Question::Plain => "echo to the real's own address, outside the tunnel".into(),
+                    Question::Claim => "who has the VIP, on the real's link".into(),
+                    Question::Full => match self.known.mtu {
+                        Some(mtu) => format!("echo to the VIP, through the tunnel, {mtu} bytes in all"),
+                        None => "echo to the VIP, through the tunnel, that fills the path".into(),
+                    },
+                };
+                format!("{asked}: {answer}")
+            })
+            .chain(self.room())
+    }
+
+    /// What a full segment needs and the path has, where both are known.
+    fn room(&self) -> Option<String> {
+        let (length, mtu) = (self.tunnelled(self.mss()?), self.known.mtu?);
+        Some(format!("a full segment to the VIP, in the tunnel: {length} bytes; the path takes {mtu}"))
     }
 
     /// What the code means here; the commands are for the real, but for those that say otherwise.
@@ -266,6 +373,23 @@ impl Case {
                 (format!("{vip} is there, and the port is silent: backlog full, or filtered"), listeners(kind, *vip))
             }
             Code::Mismatch => ("the service answers otherwise than expected".into(), None),
+            Code::MssTooBig => (
+                format!(
+                    "{vip} announces an MSS that leaves no room for the tunnel's header: full packets do not fit the path"
+                ),
+                Some(format!("realsrv-setup apply --vip {vip} --mss auto")),
+            ),
+            Code::ArpLeak => (
+                format!("{real} answers for {vip} on its link: whoever asks there sends past the load balancer"),
+                apply,
+            ),
+            Code::MtuBlackhole => (
+                format!(
+                    "packets to {real} that fill the path get lost on the way, and no router says so: a link there is \
+                     narrower than ours, or full-sized echo requests are filtered"
+                ),
+                Some(format!("on the load balancer: tracepath -n {real}")),
+            ),
             Code::Unknown => ("could not be found out".into(), None),
         };
         Meaning { text, mend }
@@ -295,6 +419,11 @@ impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Passed => f.write_str("answered"),
+            Self::Claimed(mac) => {
+                let octets: Vec<_> = mac.iter().map(|octet| format!("{octet:02x}")).collect();
+                write!(f, "claimed by the real, {}", octets.join(":"))
+            }
+            Self::Accepted(mss) => write!(f, "answered, with an MSS of {mss}"),
             Self::Refused => f.write_str("refused"),
             Self::Error(error) => write!(f, "{error} quoting the probe"),
             Self::Silent(Some(error)) => write!(f, "silent, but for {error} quoting the tunnel"),
@@ -326,7 +455,8 @@ mod tests {
 
     /// What is asked, and found, if the real answers like this.
     fn climb(kind: Kind, decap_worked: bool, answers: [Answer; 4]) -> (Vec<Question>, Code) {
-        let mut case = Case::new(CheckKey { real: REAL, target: VIP, kind }, decap_worked);
+        let known = Known { decap_worked, ..Known::default() };
+        let mut case = Case::new(CheckKey { real: REAL, target: VIP, kind }, known);
         let mut asked = Vec::new();
         loop {
             match case.next() {
@@ -370,6 +500,71 @@ mod tests {
     }
 
     #[test]
+    fn segment_of_the_announced_size_must_fit_the_path_with_both_headers() {
+        const REAL_6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1));
+        // 20 bytes of TCP, and two headers.
+        for (real, target, fits) in [(REAL, VIP, 1440), (REAL_6, VIP, 1420), (REAL_6, REAL_6, 1400)] {
+            let key = CheckKey { real, target, kind: Kind::Tcp { port: 80 } };
+            let found = |mss, mtu| {
+                let mut case = Case::new(key.clone(), Known { mtu, ..Known::default() });
+                case.note(Question::Check, Answer::Accepted(mss));
+                if mtu.is_some() {
+                    assert_eq!(case.next(), Step::Ask(Question::Vip));
+                    case.note(Question::Vip, Answer::Passed);
+                    assert_eq!(case.next(), Step::Ask(Question::Full));
+                    case.note(Question::Full, Answer::Passed);
+                }
+                case.next()
+            };
+            assert_eq!(found(fits, Some(1500)), Step::Found(Code::Ok));
+            assert_eq!(found(fits + 1, Some(1500)), Step::Found(Code::MssTooBig));
+            assert_eq!(found(fits + 1, None), Step::Found(Code::Ok), "nothing is known of the path");
+        }
+    }
+
+    #[test]
+    fn full_packet_that_is_lost_without_a_word_is_a_black_hole_if_a_small_one_is_not() {
+        let too_big = Answer::Silent(Some(error(ROUTER, 3, 4)));
+        let tcp = Kind::Tcp { port: 80 };
+        for (kind, answers, code) in [
+            (&Kind::Icmp, &[Answer::Passed, SILENT][..], Code::MtuBlackhole),
+            (&Kind::Icmp, &[Answer::Passed, Answer::Passed], Code::Ok),
+            (&Kind::Icmp, &[Answer::Passed, too_big], Code::Ok),
+            (&tcp, &[Answer::Accepted(1460), Answer::Passed, SILENT], Code::MtuBlackhole),
+            (&tcp, &[Answer::Accepted(1460), Answer::Passed, too_big], Code::MssTooBig),
+            // Echo requests are filtered.
+            (&tcp, &[Answer::Accepted(1440), SILENT], Code::Ok),
+        ] {
+            let key = CheckKey { real: REAL, target: VIP, kind: kind.clone() };
+            let mut case = Case::new(key, Known { mtu: Some(1500), ..Known::default() });
+            for answer in answers {
+                let Step::Ask(question) = case.next() else { panic!("{case:?}") };
+                case.note(question, *answer);
+            }
+            assert_eq!(case.next(), Step::Found(code), "{case:?}");
+            assert_eq!(case.full_echo(), Some(1500 - 20 - 20 - 8));
+        }
+    }
+
+    #[test]
+    fn vip_claimed_by_the_real_is_a_leak_whatever_else_is_found() {
+        let found = |on_link, answers: &[Answer]| {
+            let key = CheckKey { real: REAL, target: VIP, kind: Kind::Icmp };
+            let mut case = Case::new(key, Known { mtu: Some(1500), on_link, ..Known::default() });
+            for answer in answers {
+                let Step::Ask(question) = case.next() else { panic!("{case:?}") };
+                case.note(question, *answer);
+            }
+            case.next()
+        };
+        let claimed = Answer::Claimed([2, 0, 0, 0, 0, 2]);
+        assert_eq!(found(true, &[Answer::Passed, SILENT, claimed]), Step::Found(Code::ArpLeak));
+        assert_eq!(found(true, &[Answer::Passed, SILENT, SILENT]), Step::Found(Code::MtuBlackhole));
+        assert_eq!(found(true, &[Answer::Passed, Answer::Passed, Answer::Unknown(None)]), Step::Found(Code::Ok));
+        assert_eq!(found(false, &[Answer::Passed, Answer::Passed]), Step::Found(Code::Ok), "a router is in between");
+    }
+
+    #[test]
     fn protocol_unreachable_of_a_stranger_is_no_proof() {
         let stranger = Answer::Silent(Some(error(ROUTER, 3, 2)));
         let (_, found) = climb(Kind::Icmp, false, [stranger, stranger, stranger, Answer::Passed]);
@@ -387,7 +582,7 @@ mod tests {
 
     #[test]
     fn meaning_names_the_command_that_mends() {
-        let case = Case::new(CheckKey { real: REAL, target: VIP, kind: Kind::Tcp { port: 80 } }, false);
+        let case = Case::new(CheckKey { real: REAL, target: VIP, kind: Kind::Tcp { port: 80 } }, Known::default());
         assert_eq!(case.meaning(Code::VipNotLocal).mend.unwrap(), "realsrv-setup apply --vip 198.19.10.1");
         assert_eq!(case.meaning(Code::PortClosed).mend.unwrap(), "ss -ltnp -4 'sport = :80'");
         assert_eq!(case.meaning(Code::Ok).mend, None);

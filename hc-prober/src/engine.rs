@@ -85,6 +85,8 @@ pub struct Engine {
     rations: HashMap<IpAddr, Ration>,
     counters: Counters,
     changes: Vec<Change>,
+    /// How much data echo requests carry, in bytes; at least the cookie.
+    echo_data: usize,
 }
 
 impl Engine {
@@ -103,7 +105,13 @@ impl Engine {
             rations: HashMap::new(),
             counters: Counters::default(),
             changes: Vec::new(),
+            echo_data: 0,
         }
+    }
+
+    /// From now on echo requests carry so many bytes of data; never less than a cookie.
+    pub fn fill_echoes(&mut self, data: usize) {
+        self.echo_data = data;
     }
 
     /// Makes these the checks. Those that stay keep their state; new ones first run somewhere within their interval.
@@ -286,7 +294,14 @@ impl Engine {
         out: &mut Output,
     ) -> Result<(), Detail> {
         let (id, cookie) = self.depart(probe, path, Protocol::Icmp, 0, companion, now)?;
-        let segment = Segment::Echo { id, sequence: cookie.echo_sequence(), payload: &cookie.bytes() };
+        let ours = cookie.bytes();
+        let filled = (self.echo_data > ours.len()).then(|| {
+            let mut data = ours.to_vec();
+            data.resize(self.echo_data, 0);
+            data
+        });
+        let payload = filled.as_deref().unwrap_or(&ours);
+        let segment = Segment::Echo { id, sequence: cookie.echo_sequence(), payload };
         push(out, probe, path, cookie, segment)
     }
 

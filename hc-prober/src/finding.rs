@@ -24,25 +24,27 @@ pub struct Finding {
     pub detail: Option<Detail>,
     /// From the probe to its answer, if there was one.
     pub rtt: Option<Duration>,
+    /// The MSS that the answer announces.
+    pub mss: Option<u16>,
 }
 
 impl Finding {
     /// The right answer.
     #[must_use]
     pub fn pass(reason: Reason) -> Self {
-        Self { event: Event::Pass, reason, detail: None, rtt: None }
+        Self { event: Event::Pass, reason, detail: None, rtt: None, mss: None }
     }
 
     /// No answer or the wrong one.
     #[must_use]
     pub fn fail(severity: Severity, reason: Reason, detail: Option<Detail>) -> Self {
-        Self { event: Event::Fail(severity), reason, detail, rtt: None }
+        Self { event: Event::Fail(severity), reason, detail, rtt: None, mss: None }
     }
 
     /// Nothing learnt.
     #[must_use]
     pub fn unknown(reason: Reason, detail: Option<Detail>) -> Self {
-        Self { event: Event::Unknown, reason, detail, rtt: None }
+        Self { event: Event::Unknown, reason, detail, rtt: None, mss: None }
     }
 }
 
@@ -139,7 +141,7 @@ pub fn prove(answer: &Answer<'_>, lane: &LaneKey, cookie: Cookie) -> Proof {
             sequence == cookie.echo_sequence() && payload.starts_with(&cookie.bytes())
         }
         // RFC 9293, 3.10.7.3: the acknowledgement of a SYN is its sequence number plus one.
-        Answer::SynAck { acknowledgement } | Answer::Reset { acknowledgement } => {
+        Answer::SynAck { acknowledgement, .. } | Answer::Reset { acknowledgement } => {
             acknowledgement == cookie.sequence().wrapping_add(1)
         }
         // Nothing but the port that it came to: see [`Cookie`]. So it is believed when it is the expected one, and another
@@ -164,7 +166,7 @@ pub fn prove(answer: &Answer<'_>, lane: &LaneKey, cookie: Cookie) -> Proof {
 pub fn interpret(answer: &Answer<'_>, kind: &Kind, target: IpAddr) -> Option<Finding> {
     match *answer {
         Answer::Echo { .. } => Some(Finding::pass(Reason::L3Ok)),
-        Answer::SynAck { .. } => Some(Finding::pass(Reason::L4Ok)),
+        Answer::SynAck { mss, .. } => Some(Finding { mss, ..Finding::pass(Reason::L4Ok) }),
         Answer::Reset { .. } => Some(Finding::fail(Severity::Soft, Reason::PortClosed, None)),
         Answer::Datagram { payload } => Some(if is_expected(payload, kind) {
             Finding::pass(Reason::L4Ok)

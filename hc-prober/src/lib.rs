@@ -14,6 +14,7 @@
 pub mod batch;
 pub mod capture;
 pub mod check;
+pub mod claim;
 pub mod codec;
 pub mod config;
 pub mod cookie;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use pnet_packet::{
+    Packet as _,
     icmp::{IcmpPacket, IcmpType, IcmpTypes, echo_reply::EchoReplyPacket},
     icmpv6::Icmpv6Types,
     ip::{IpNextHeaderProtocol, IpNextHeaderProtocols},
@@ -55,6 +56,8 @@ pub enum Answer<'a> {
     SynAck {
         /// Acknowledgement number.
         acknowledgement: u32,
+        /// The largest segment that its sender takes, in bytes without headers; `None`: it does not say.
+        mss: Option<u16>,
     },
     /// TCP segment with RST and ACK. Without ACK it proves nothing and counts as [`Answer::Unproven`].
     Reset {
@@ -234,9 +237,26 @@ fn tcp_answer<'a>(tcp: &TcpPacket<'_>) -> Answer<'a> {
     let has = |flag| flags & flag != 0;
     match (has(TcpFlags::ACK), has(TcpFlags::RST), has(TcpFlags::SYN)) {
         (true, true, _) => Answer::Reset { acknowledgement },
-        (true, false, true) => Answer::SynAck { acknowledgement },
+        (true, false, true) => Answer::SynAck { acknowledgement, mss: mss(tcp) },
         (true, false, false) => Answer::Ack,
         (false, _, _) => Answer::Unproven,
+    }
+}
+
+/// RFC 9293, 3.2 and 3.7.1: the maximum segment size option, if the options before it are well formed and all was captured.
+fn mss(tcp: &TcpPacket<'_>) -> Option<u16> {
+    let end = usize::from(tcp.get_data_offset()) * 4;
+    let mut options = tcp.packet().get(TcpPacket::minimum_packet_size()..end)?;
+    loop {
+        options = match *options {
+            // The end of the list.
+            [] | [0, ..] => return None,
+            // No operation: the only other one without a length.
+            [1, ref rest @ ..] => rest,
+            [2, 4, high, low, ..] => return Some(u16::from_be_bytes([high, low])),
+            [_, length, ..] if length >= 2 => options.get(usize::from(length)..)?,
+            _ => return None,
+        }
     }
 }
 
@@ -307,7 +327,7 @@ mod tests {
 
     #[test]
     fn syn_ack_from_the_vip_is_an_answer() {
-        let answer = Answer::SynAck { acknowledgement: 0xdead_bef0 };
+        let answer = Answer::SynAck { acknowledgement: 0xdead_bef0, mss: None };
         let mut bytes = Vec::new();
         let builder = PacketBuilder::ipv4(VIP, US, 64).tcp(80, 61000, 7, 1000).syn().ack(0xdead_bef0);
         builder.write(&mut bytes, &[]).unwrap();
@@ -319,6 +339,27 @@ mod tests {
         builder.syn().ack(0xdead_bef0).write(&mut bytes, &[]).unwrap();
         let lane = lane6(Protocol::Tcp, 80);
         assert_eq!(parse(&bytes), Some(Reply::Answer { lane, port: 61000, answer }));
+    }
+
+    #[test]
+    fn mss_is_read_behind_other_options_and_only_if_all_is_there() {
+        let syn_ack = |options: &[u8]| {
+            let mut bytes = Vec::new();
+            let builder = PacketBuilder::ipv4(VIP, US, 64).tcp(80, 61000, 7, 1000).syn().ack(1);
+            builder.options_raw(options).unwrap().write(&mut bytes, &[]).unwrap();
+            bytes
+        };
+        let read = |bytes: &[u8]| match parse(bytes) {
+            Some(Reply::Answer { answer: Answer::SynAck { mss, .. }, .. }) => mss,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(read(&syn_ack(&[2, 4, 0x05, 0xb4])), Some(1460));
+        assert_eq!(read(&syn_ack(&[1, 3, 3, 7, 4, 2, 2, 4, 0x05, 0x78, 1, 0])), Some(1400));
+        for bad in [[2, 3, 0x05, 0xb4], [3, 0, 2, 4], [0, 2, 4, 5], [8, 10, 2, 4], [1, 1, 1, 2]] {
+            assert_eq!(read(&syn_ack(&bad)), None, "{bad:?}");
+        }
+        let whole = syn_ack(&[2, 4, 0x05, 0xb4]);
+        assert_eq!(read(&whole[..whole.len() - 1]), None, "cut off");
     }
 
     #[test]

@@ -5,8 +5,12 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use crate::claim::Mac;
 use futures::TryStreamExt;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute};
+use netlink_packet_route::{
+    link::{LinkAttribute, LinkLayerType},
+    route::{RouteAddress, RouteAttribute, RouteMetric},
+};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 /// The kernel's choice.
@@ -16,6 +20,10 @@ pub struct Route {
     pub interface: u32,
     /// Preferred source address.
     pub source: IpAddr,
+    /// The route's own MTU, in bytes from the IP header on; `None`: the interface's.
+    pub mtu: Option<u32>,
+    /// The address is on the interface's own link: there is no router in between.
+    pub on_link: bool,
 }
 
 /// Asks the kernel for the route to `address`.
@@ -34,19 +42,55 @@ pub async fn lookup(handle: &Handle, address: IpAddr) -> io::Result<Route> {
         Err(rtnetlink::Error::NetlinkError(error)) => return Err(error.to_io()),
         Err(error) => return Err(io::Error::other(error)),
     };
-    let mut found = (None, None);
+    let (mut found, mut mtu, mut on_link) = ((None, None), None, true);
     for attribute in route.attributes {
         match attribute {
             RouteAttribute::Oif(index) => found.0 = Some(index),
             RouteAttribute::PrefSource(RouteAddress::Inet(source)) => found.1 = Some(source.into()),
             RouteAttribute::PrefSource(RouteAddress::Inet6(source)) => found.1 = Some(source.into()),
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => on_link = false,
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
     let (Some(interface), Some(source)) = found else {
         return Err(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL));
     };
-    Ok(Route { interface, source })
+    Ok(Route { interface, source, mtu, on_link })
+}
+
+/// An interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its MTU, in bytes from the IP header on.
+    pub mtu: u32,
+    /// Its hardware address; `None`: it is no Ethernet.
+    pub mac: Option<Mac>,
+}
+
+/// Asks the kernel for an interface.
+///
+/// # Errors
+/// It has just gone.
+pub async fn interface(handle: &Handle, index: u32) -> io::Result<Interface> {
+    let gone = || io::Error::from_raw_os_error(libc::ENODEV);
+    let mut answers = Box::pin(handle.link().get().match_index(index).execute());
+    let link = answers.try_next().await.map_err(io::Error::other)?.ok_or_else(gone)?;
+    let is_ethernet = link.header.link_layer_type == LinkLayerType::Ether;
+    let (mut mtu, mut mac) = (None, None);
+    for attribute in link.attributes {
+        match attribute {
+            LinkAttribute::Mtu(found) => mtu = Some(found),
+            LinkAttribute::Address(address) if is_ethernet => mac = Mac::try_from(address).ok(),
+            _ => {}
+        }
+    }
+    Ok(Interface { mtu: mtu.ok_or_else(gone)?, mac })
 }
 
 /// The name of the interface through which `address` is reached.

@@ -67,6 +67,8 @@ pub struct Summary {
     pub unknown: u64,
     /// The last failure; else the last one that proves nothing; else the last pass. `None`: there was no probe.
     pub telling: Option<Finding>,
+    /// What the last SYN-ACK announced.
+    pub mss: Option<u16>,
     /// From the first probe to the last result.
     pub elapsed: Duration,
     /// What was sent and received.
@@ -136,6 +138,11 @@ impl Session {
         Ok(Self { driver, number, window: settings.ports.len() })
     }
 
+    /// From now on echo requests carry so many bytes of data; never less than a cookie.
+    pub fn fill_echoes(&mut self, data: usize) {
+        self.driver.engine.fill_echoes(data);
+    }
+
     /// Sends `count` probes, one each `pace`; with a pace of zero as fast as answers and ports allow.
     pub fn run(&mut self, count: u64, pace: Duration) -> Summary {
         let start = Instant::now();
@@ -144,6 +151,7 @@ impl Session {
             failed: 0,
             unknown: 0,
             telling: None,
+            mss: None,
             elapsed: Duration::ZERO,
             counters: Counters::default(),
         };
@@ -192,7 +200,7 @@ impl Summary {
             Event::Fail(_) => 2,
         };
         match finding.event {
-            Event::Pass => self.passed += 1,
+            Event::Pass => (self.passed, self.mss) = (self.passed + 1, finding.mss),
             Event::Unknown => self.unknown += 1,
             Event::Fail(_) => self.failed += 1,
         }

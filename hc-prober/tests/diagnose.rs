@@ -27,6 +27,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,
+    MssTooBig,
+    MtuBlackhole,
+    ArpLeak,
     PortClosed,
     ServiceSilent,
     VipMissing,
@@ -65,13 +68,14 @@ type Expected = Result<(&'static str, Option<&'static str>, &'static str), &'sta
 fn expected(fault: Fault, kind: Kind, pair: Pair) -> Expected {
     let down = |severity, code| Ok(("DOWN", Some(severity), code));
     match (fault, kind) {
-        (Fault::None, _) => Ok(("UP", None, "OK")),
+        (Fault::ArpLeak, _) => Ok(("UP", None, "ARP_LEAK")),
+        (Fault::MtuBlackhole, _) => Ok(("UP", None, "MTU_BLACKHOLE")),
+        (Fault::MssTooBig, Kind::Tcp) => Ok(("UP", None, "MSS_TOO_BIG")),
+        (Fault::None | Fault::MssTooBig, _) => Ok(("UP", None, "OK")),
         (Fault::PortClosed | Fault::ServiceSilent, Kind::Icmp) => Err("an echo has no port"),
         (Fault::PortClosed, Kind::Tcp | Kind::Udp) => down("soft", "PORT_CLOSED"),
         (Fault::ServiceSilent, Kind::Tcp | Kind::Udp) => down("hard", "SERVICE_SILENT"),
-        (Fault::VipMissingForwarding, _) if pair != V4 => {
-            Err("the test's decapsulation of IPv6 tunnels does not forward")
-        }
+        (Fault::VipMissingForwarding, _) if pair == V6 => Err("this host forwards IPv4 only"),
         (Fault::VipMissing | Fault::VipMissingForwarding, _) => down("hard", "VIP_NOT_LOCAL"),
         (Fault::DecapMissing, _) => down("hard", "DECAP_MISSING"),
         (Fault::TunnelFiltered, _) => down("hard", "DECAP_SILENT"),
@@ -80,7 +84,7 @@ fn expected(fault: Fault, kind: Kind, pair: Pair) -> Expected {
 }
 
 fn broken(fault: Fault) {
-    let mut net = Net::new();
+    let mut net = if fault == Fault::MtuBlackhole { Net::narrow() } else { Net::new() };
     let _kept = cause(&mut net, fault);
     for pair in PAIRS {
         for kind in [Kind::Icmp, Kind::Tcp, Kind::Udp] {
@@ -92,6 +96,14 @@ fn broken(fault: Fault) {
             let (exit, diagnosis) = ask(&net, "diagnose", pair, kind);
             assert_eq!(diagnosis["code"], code, "{cell}: {diagnosis}");
             assert_eq!(exit, if code == "OK" { 0 } else { 2 }, "{cell}");
+            if fault == Fault::None {
+                let evidence = diagnosis["evidence"].as_array().unwrap();
+                let silent = "who has the VIP, on the real's link: silent";
+                assert!(
+                    evidence.iter().any(|line| line == silent),
+                    "the real itself was found there, {cell}: {diagnosis}"
+                );
+            }
         }
     }
 }
@@ -106,7 +118,10 @@ fn cause(net: &mut Net, fault: Fault) -> Kept {
     match fault {
         Fault::PortClosed => return Vec::new(),
         Fault::ServiceSilent => return silent_services(net),
-        Fault::None => {}
+        Fault::None => net.leave_room(),
+        // Linux announces what its own device takes.
+        Fault::MssTooBig | Fault::MtuBlackhole => {}
+        Fault::ArpLeak => net.leak(),
         Fault::VipMissing => net.remove_vip(),
         Fault::VipMissingForwarding => {
             Net::run(&net.real, &["sysctl", "-qw", "net.ipv4.ip_forward=1"]);
@@ -198,6 +213,21 @@ impl Drop for Echo {
 #[test]
 fn nothing_wrong_is_found_ok() {
     broken(Fault::None);
+}
+
+#[test]
+fn mss_too_big_is_found_though_the_check_passes() {
+    broken(Fault::MssTooBig);
+}
+
+#[test]
+fn mtu_blackhole_is_found_though_the_check_passes() {
+    broken(Fault::MtuBlackhole);
+}
+
+#[test]
+fn arp_leak_is_found_though_the_check_passes() {
+    broken(Fault::ArpLeak);
 }
 
 #[test]

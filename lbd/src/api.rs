@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! GET /v1/status  /v1/vips  /v1/reals  /v1/stats     POST /v1/reload
+//! GET /v1/reals/why?real=ADDRESS[&vip=ADDRESS][&port=NUMBER]
 //! ```
 
 use std::fs::{self, Permissions};
@@ -10,7 +11,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -20,7 +22,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::model::{ErrorBody, RealRow, ReloadResult, Stats, Status, VipRow};
+use crate::model::{ErrorBody, RealRow, ReloadResult, Stats, Status, VipRow, WhyQuestion, WhyRow};
 
 /// How long the owner task may take to answer; a reload fills rings and waits for the kernel.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
@@ -41,6 +43,8 @@ pub enum Request {
     Vips(Reply<Vec<VipRow>>),
     /// Every real of every VIP.
     Reals(Reply<Vec<RealRow>>),
+    /// What is wrong with a real, by asking it; the error says why that question has no answer.
+    Why(WhyQuestion, Reply<Vec<WhyRow>>),
     /// The data plane's counters.
     Stats(Reply<Stats>),
     /// Read the configuration again; the error says why the old one stays in force.
@@ -143,6 +147,7 @@ fn router(requests: mpsc::Sender<Request>) -> Router {
         .route("/v1/status", get(async |owner: Owner| read(owner, Request::Status).await))
         .route("/v1/vips", get(async |owner: Owner| read(owner, Request::Vips).await))
         .route("/v1/reals", get(async |owner: Owner| read(owner, Request::Reals).await))
+        .route("/v1/reals/why", get(why))
         .route("/v1/stats", get(async |owner: Owner| read(owner, Request::Stats).await))
         .route("/v1/reload", post(reload))
         .fallback(unknown_path)
@@ -172,6 +177,14 @@ async fn reload(owner: Owner) -> Result<Json<ReloadResult>, ApiError> {
     ask(owner, Request::Reload).await?.map(Json).map_err(ApiError::Refused)
 }
 
+async fn why(
+    owner: Owner,
+    question: Result<Query<WhyQuestion>, QueryRejection>,
+) -> Result<Json<Vec<WhyRow>>, ApiError> {
+    let Query(question) = question.map_err(|rejection| ApiError::Question(rejection.body_text()))?;
+    ask(owner, |reply| Request::Why(question, reply)).await?.map(Json).map_err(ApiError::Refused)
+}
+
 async fn unknown_path(uri: Uri) -> ApiError {
     ApiError::UnknownPath(uri)
 }
@@ -190,6 +203,8 @@ enum ApiError {
     Failed(String),
     #[error("{0}")]
     Refused(String),
+    #[error("{0}")]
+    Question(String),
     #[error("{} is not a path of this API", .0.path())]
     UnknownPath(Uri),
     #[error("{} does not take {method}", uri.path())]
@@ -203,6 +218,7 @@ impl IntoResponse for ApiError {
             Self::Late => StatusCode::GATEWAY_TIMEOUT,
             Self::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Question(_) => StatusCode::BAD_REQUEST,
             Self::UnknownPath(_) => StatusCode::NOT_FOUND,
             Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
         };

@@ -4,10 +4,12 @@
 //!   prober ── transitions ──┐                      ┌─▶ data plane (its own thread)
 //!   kernel ── neighbours ───┼─▶ [ owner: Core ] ───┼─▶ prober: checks
 //!   lbctl  ── requests ─────┤                      └─▶ next hops to resolve
+//!   reals  ── diagnoses ────┤
 //!   signals, time ──────────┘
 //! ```
 
 mod views;
+mod why;
 
 use crate::{
     api::{Reply, Request, Server},
@@ -17,10 +19,12 @@ use crate::{
     nexthop::{self, Resolver},
     path_mtu::{self, TooBig},
     reconcile::{Core, Event, Op},
+    why::Diagnoses,
 };
-use hc_prober::{Prober, Settings, Transition};
+use hc_prober::{CheckKey, Prober, Settings, Transition};
 use jiff::Timestamp;
 use std::{
+    collections::HashSet,
     net::IpAddr,
     path::PathBuf,
     time::{Duration, Instant},
@@ -84,6 +88,7 @@ struct Daemon {
     /// What the worker has attached.
     attached: Vec<Attached>,
     prober: Prober,
+    diagnoses: Diagnoses,
     resolver: Resolver,
     wanted: Vec<IpAddr>,
     unresolved: Vec<IpAddr>,
@@ -111,6 +116,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let mut settings = Settings::new(config.node().interfaces().to_vec()).map_err(io("draw the prober's secret"))?;
     settings.outer_source = config.node().outer_source();
     settings.outer_source6 = config.node().outer_source6();
+    let diagnoses = Diagnoses::new(settings.clone());
     let (prober, mut transitions) = Prober::start(settings)?;
     let (requests, mut asked) = mpsc::channel(REQUESTS);
     let api = server.start(requests);
@@ -125,6 +131,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         worker,
         attached: Vec::new(),
         prober,
+        diagnoses,
         resolver,
         wanted,
         unresolved,
@@ -143,6 +150,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
                 change.ok_or(Error::Ended("watching the kernel's network tables"))?;
                 daemon.resolve().await;
             }
+            Some((key, finding)) = daemon.diagnoses.next() => why::log(&key, &finding),
             Some(told) = too_big.recv() => daemon.too_big(told).await,
             outcome = outcomes.recv() => daemon.outcome(outcome.ok_or(Error::Ended("the data plane's thread"))?).await?,
             Some(request) = asked.recv() => daemon.answer(request).await,
@@ -172,7 +180,11 @@ impl Daemon {
                 Op::Real(id, entry) => self.worker.set_real(id, entry),
                 Op::Ring(index, ring) => self.worker.swap_ring(index, ring),
                 Op::Vips(table) => self.worker.swap_vips(table),
-                Op::Checks(checks) => self.prober.set_checks(checks),
+                Op::Checks(checks) => {
+                    let keys: HashSet<&CheckKey> = checks.iter().map(|check| &check.key).collect();
+                    self.diagnoses.retain(|key| keys.contains(key));
+                    self.prober.set_checks(checks);
+                }
                 Op::Resolve(reals) => {
                     self.wanted = reals;
                     resolve = true;
@@ -224,7 +236,8 @@ impl Daemon {
         let (real, target) = (t.key.real, t.key.target);
         let detail = t.detail.as_deref().unwrap_or_default();
         tracing::info!(%real, vip = %target, before = %t.from, after = %t.to, reason = %t.reason, detail, "transition");
-        self.event(Event::Verdict(t.key, t.to)).await;
+        self.event(Event::Verdict(t.key.clone(), t.to)).await;
+        self.diagnose(&t.key, t.to);
     }
 
     async fn too_big(&mut self, told: TooBig) {
@@ -298,6 +311,7 @@ impl Daemon {
             // An asker that is gone wants no answer.
             Request::Reload(reply) => drop(reply.send(self.reload().await)),
             Request::Reals(reply) => drop(reply.send(Ok(self.real_rows().await))),
+            Request::Why(question, reply) => self.answer_why(question, reply),
             Request::Status(reply) => send(reply, self.status().await),
             Request::Vips(reply) => send(reply, self.vip_rows()),
             Request::Stats(reply) => send(reply, self.stats()),

@@ -1,7 +1,7 @@
 //! The load balancer's daemon and its CLI.
 //!
 //! Pure: `config`, `maglev`, `ring`, `service`, `reconcile`, `sweep`, `vip_table`, `ids`. Edges: `data_plane`, `nexthop`,
-//! `api`, `daemon`, `cli`, `simulate`.
+//! `api`, `daemon`, `cli`, `simulate`, `why`.
 
 pub mod api;
 pub mod cli;
@@ -19,3 +19,4 @@ pub mod service;
 pub mod simulate;
 pub mod sweep;
 pub mod vip_table;
+pub mod why;

@@ -209,6 +209,55 @@ pub struct RealRow {
     /// what a router on the way has told in the last ten minutes. Null while the next hop is not known.
     #[serde(default)]
     pub mtu: Option<u16>,
+    /// Why it is down: the code of what was found out last, such as `VIP_NOT_LOCAL`. Absent while it is not DOWN, and until
+    /// that is known.
+    #[serde(default)]
+    pub why: Option<String>,
+}
+
+/// The question of `GET /v1/reals/why?real=…`: which real, and of which VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WhyQuestion {
+    /// The real's address.
+    pub real: IpAddr,
+    /// The VIP's address; absent: any.
+    pub vip: Option<IpAddr>,
+    /// The VIP's port; absent: any.
+    pub port: Option<u16>,
+}
+
+/// `GET /v1/reals/why`: what is wrong with one real of one VIP, by asking it now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyRow {
+    /// The VIP's address.
+    pub vip: IpAddr,
+    /// The VIP's protocol.
+    pub protocol: Protocol,
+    /// The VIP's port; 0: all.
+    pub port: u16,
+    /// The real's address.
+    pub real: IpAddr,
+    /// What the checks said of it when it was asked.
+    pub state: Health,
+    /// What was found out.
+    #[serde(flatten)]
+    pub finding: Finding,
+}
+
+/// What was found out about a check by asking its real.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What is wrong, such as `VIP_NOT_LOCAL`; `OK`: nothing.
+    pub code: String,
+    /// What that means, for people.
+    pub text: String,
+    /// What was asked and what came of it, a line each, for people.
+    pub evidence: Vec<String>,
+    /// The command that mends it, or shows what is to be mended; absent where there is none.
+    pub mend: Option<String>,
+    /// When it was found out.
+    pub at: Timestamp,
 }
 
 /// The administrative state of a real.
@@ -331,6 +380,14 @@ pub struct ErrorBody {
 
 impl VipRow {
     /// The identity of the VIP.
+    #[must_use]
+    pub fn key(&self) -> VipKey {
+        VipKey { address: self.vip, protocol: self.protocol, port: self.port }
+    }
+}
+
+impl WhyRow {
+    /// The identity of the VIP this row belongs to.
     #[must_use]
     pub fn key(&self) -> VipKey {
         VipKey { address: self.vip, protocol: self.protocol, port: self.port }

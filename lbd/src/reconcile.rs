@@ -470,6 +470,26 @@ impl Core {
         (entry.mtu > 0).then_some(entry.mtu)
     }
 
+    /// The timing of a check, and whether it has been up: before this daemon too, if the ring that it took over says so.
+    #[must_use]
+    pub fn check(&self, key: &CheckKey) -> Option<(Timing, bool)> {
+        let known = |service: &Service| {
+            let (_, timing) = check_keys(&service.config, key.real).find(|(asked, _)| asked == key)?;
+            let admitted = service.standing(key.real).is_some_and(|standing| standing.admitted);
+            service.has(key.real).then_some((timing, admitted))
+        };
+        // As `checks` has it: the timing of the first VIP.
+        self.services().filter_map(known).reduce(|(timing, up), (_, also)| (timing, up || also))
+    }
+
+    /// The check that decides on a real of a VIP: of equally grave verdicts the first in the configuration.
+    #[must_use]
+    pub fn decisive(&self, service: &Service, real: IpAddr) -> Option<CheckKey> {
+        let gravity = |key: &CheckKey| self.verdicts.get(key).copied().unwrap_or_default().gravity();
+        let keys: Vec<_> = service.check_keys(real).collect();
+        keys.into_iter().rev().max_by_key(gravity)
+    }
+
     /// The configuration in force.
     #[must_use]
     pub fn config(&self) -> &Config {

@@ -123,6 +123,12 @@ impl Service {
         self.config = config;
     }
 
+    /// Whether it is configured with this real.
+    #[must_use]
+    pub fn has(&self, real: IpAddr) -> bool {
+        self.config.reals().iter().any(|member| member.address == real)
+    }
+
     /// The checks of one of its reals, in the order of the configuration.
     pub fn check_keys(&self, real: IpAddr) -> impl Iterator<Item = CheckKey> {
         check_keys(&self.config, real).map(|(key, _)| key)

@@ -298,7 +298,7 @@ impl World {
         let (protocol, _, port) = VIPS[vip];
         let key = VipKey { address: VIP.into(), protocol, port };
         let service = self.core.services().find(|service| service.config.key() == key).unwrap();
-        let check = service.check_key(IpAddr::V4(address(real)));
+        let check = service.check_keys(IpAddr::V4(address(real))).next().unwrap();
         // Flows of a host that died are gone, whatever it answers later. To UDP a closed port is as good as no host.
         if state == HARD || (state == SOFT && protocol == Protocol::Udp) {
             self.dead.insert((vip, real));

@@ -1,12 +1,11 @@
 //! A load balancer and a real in namespaces of their own, joined by a cable. The real decapsulates with the project's tc
-//! program, IPv6 tunnels by means of `decap6`, and answers with its own kernel.
+//! program and answers with its own kernel.
 #![allow(dead_code, reason = "no test uses all of it")]
-
-mod decap6;
 
 use std::{
     fs::File,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
     process::{Command, Output},
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -17,7 +16,7 @@ use aya::{
     maps::{HashMap, LpmTrie, lpm_trie::Key},
     programs::{SchedClassifier, TcAttachType},
 };
-use decap6::Decap6;
+use lb_ebpf::decap::{self, Address};
 use nix::sched::{CloneFlags, setns};
 
 pub(crate) const LB: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 1);
@@ -41,12 +40,30 @@ pub(crate) const PAIRS: [Pair; 3] = [V4, V4_IN_V6, V6];
 pub(crate) struct Net {
     pub lb: String,
     pub real: String,
-    decap: Option<(Ebpf, Decap6)>,
+    decap: Option<Ebpf>,
 }
 
 impl Net {
     /// Needs root.
     pub(crate) fn new() -> Self {
+        Self::joined(|lb, real| ip(&format!("link add v0 netns {lb} type veth peer name v1 netns {real}")))
+    }
+
+    /// With a switch between the two, whose link to the real is narrower than theirs, and which says nothing of what it drops.
+    pub(crate) fn narrow() -> Self {
+        Self::joined(|lb, real| {
+            let switch = switch_of(lb);
+            ip(&format!("netns add {switch}"));
+            ip(&format!("-n {switch} link add s type bridge mcast_snooping 0"));
+            for (port, mtu, namespace, device) in [("p0", 1500, lb, "v0"), ("p1", 1400, real, "v1")] {
+                ip(&format!("link add {device} netns {namespace} type veth peer name {port} netns {switch}"));
+                ip(&format!("-n {switch} link set {port} master s mtu {mtu} up"));
+            }
+            ip(&format!("-n {switch} link set s up"));
+        })
+    }
+
+    fn joined(join: impl FnOnce(&str, &str)) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mut net = Self { lb: format!("hcp-lb-{id}"), real: format!("hcp-real-{id}"), decap: None };
@@ -55,7 +72,7 @@ impl Net {
             ip(&format!("netns add {namespace}"));
             ip(&format!("-n {namespace} link set lo up"));
         }
-        ip(&format!("link add v0 netns {lb} type veth peer name v1 netns {real}"));
+        join(lb, real);
         ip(&format!("-n {lb} addr add {LB}/30 dev v0"));
         ip(&format!("-n {real} addr add {REAL}/30 dev v1"));
         for (namespace, device, address) in [(lb, "v0", LB_6), (real, "v1", REAL_6)] {
@@ -67,8 +84,9 @@ impl Net {
         }
         // The route to an IPv4 VIP tells the source of IPv4 within IPv6.
         ip(&format!("-n {lb} route add default via {REAL}"));
+        Self::run(real, &["sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1"]);
         net.add_vip();
-        net.decap = Some(inside(&net.real, || (decapsulate(), Decap6::start())));
+        net.decap = Some(inside(&net.real, decapsulate));
         net
     }
 
@@ -80,6 +98,18 @@ impl Net {
     pub(crate) fn remove_vip(&self) {
         ip(&format!("-n {} addr del {VIP}/32 dev lo", self.real));
         ip(&format!("-n {} addr del {VIP_6}/128 dev lo", self.real));
+    }
+
+    /// Has the real announce an MSS that leaves room for the tunnel's headers.
+    pub(crate) fn leave_room(&self) {
+        ip(&format!("-n {} route add {LB}/32 dev v1 advmss 1400", self.real));
+        ip(&format!("-n {} route add {LB_6}/128 dev v1 advmss 1380", self.real));
+    }
+
+    /// Has the real answer on its link for the VIPs. For an IPv6 one Linux does so only on the device that has it.
+    pub(crate) fn leak(&self) {
+        Self::run(&self.real, &["sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=0"]);
+        ip(&format!("-n {} addr add {VIP_6}/128 dev v1 nodad", self.real));
     }
 
     pub(crate) fn remove_decap(&mut self) {
@@ -116,10 +146,16 @@ impl Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
-        for namespace in [&self.lb, &self.real] {
+        let switch = Some(switch_of(&self.lb)).filter(|switch| Path::new("/run/netns").join(switch).exists());
+        for namespace in [&self.lb, &self.real].into_iter().chain(&switch) {
             let _ = Command::new("ip").args(["netns", "del", namespace]).status();
         }
     }
+}
+
+/// The switch's namespace, if there is one.
+fn switch_of(lb: &str) -> String {
+    format!("{lb}-switch")
 }
 
 /// Runs `body` on a thread of its own that has entered the namespace. Sockets made there stay there.
@@ -134,12 +170,15 @@ pub(crate) fn inside<T: Send + 'static>(namespace: &str, body: impl FnOnce() -> 
 
 fn decapsulate() -> Ebpf {
     let mut program = Ebpf::load(lb_ebpf::objects::DECAP).unwrap();
-    let mut addresses: HashMap<_, u32, u32> = program.map_mut("ADDRESSES").unwrap().try_into().unwrap();
-    for (address, role) in [(REAL, lb_ebpf::decap::ROLE_HOST), (VIP, lb_ebpf::decap::ROLE_VIP)] {
-        addresses.insert(u32::from_ne_bytes(address.octets()), role, 0).unwrap();
+    let mut addresses: HashMap<_, Address, u32> = program.map_mut("ADDRESSES").unwrap().try_into().unwrap();
+    let hosts = [REAL.into(), REAL_6.into()].map(|host: IpAddr| (host, decap::ROLE_HOST));
+    let vips = [VIP.into(), VIP_6.into()].map(|vip: IpAddr| (vip, decap::ROLE_VIP));
+    for (address, role) in hosts.into_iter().chain(vips) {
+        addresses.insert(Address::from(address), role, 0).unwrap();
     }
-    let mut sources: LpmTrie<_, u32, u32> = program.map_mut("SOURCES").unwrap().try_into().unwrap();
-    sources.insert(&Key::new(0, 0), 1, 0).unwrap();
+    let mut sources: LpmTrie<_, Address, u32> = program.map_mut("SOURCES").unwrap().try_into().unwrap();
+    // Anybody.
+    sources.insert(&Key::new(0, Address::ipv4([0; 4])), 1, 0).unwrap();
     let classifier: &mut SchedClassifier = program.program_mut("lb_decap").unwrap().try_into().unwrap();
     classifier.load().unwrap();
     classifier.attach("v1", TcAttachType::Ingress).unwrap();

@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::model::{ErrorBody, RealRow, ReloadResult, Stats, Status, VipRow};
+use crate::model::{ErrorBody, RealRow, ReloadResult, Stats, Status, VipRow, WhyQuestion, WhyRow};
 
 /// Longer than the daemon gives itself, so that its own message arrives.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -36,6 +36,9 @@ pub enum ClientError {
         /// How.
         source: hyper::Error,
     },
+    /// The question cannot be put into HTTP.
+    #[error("ask lbd: {0}")]
+    Request(hyper::http::Error),
     /// lbd has the connection and says nothing.
     #[error("lbd at {} did not answer within {} s", socket.display(), PATIENCE.as_secs())]
     Silent {
@@ -92,6 +95,17 @@ impl Client {
         self.ask(Method::GET, "/v1/reals").await
     }
 
+    /// `GET /v1/reals/why`: lbd asks the real now.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if there is no such real, or too many VIPs have it; else as above.
+    pub async fn why(&self, question: WhyQuestion) -> Result<Vec<WhyRow>, ClientError> {
+        let WhyQuestion { real, vip, port } = question;
+        let vip = vip.map_or_else(String::new, |vip| format!("&vip={vip}"));
+        let port = port.map_or_else(String::new, |port| format!("&port={port}"));
+        self.ask(Method::GET, &format!("/v1/reals/why?real={real}{vip}{port}")).await
+    }
+
     /// `GET /v1/stats`
     ///
     /// # Errors
@@ -108,7 +122,7 @@ impl Client {
         self.ask(Method::POST, "/v1/reload").await
     }
 
-    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &'static str) -> Result<T, ClientError> {
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ClientError> {
         let exchange = tokio::time::timeout(PATIENCE, self.exchange(method, path));
         let (status, body) = exchange.await.map_err(|_| ClientError::Silent { socket: self.socket.clone() })??;
         if status.is_success() {
@@ -118,7 +132,7 @@ impl Client {
         Err(ClientError::Refused { status: status.as_u16(), message: error })
     }
 
-    async fn exchange(&self, method: Method, path: &'static str) -> Result<(StatusCode, Bytes), ClientError> {
+    async fn exchange(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), ClientError> {
         let broke_off = |source| ClientError::Http { socket: self.socket.clone(), source };
         let stream = UnixStream::connect(&self.socket)
             .await
@@ -126,10 +140,8 @@ impl Client {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broke_off)?;
         // Ends with `sender`; what goes wrong in it is told to `sender` too.
         tokio::spawn(connection);
-        let mut request = Request::new(Empty::<Bytes>::new());
-        *request.method_mut() = method;
-        *request.uri_mut() = hyper::Uri::from_static(path);
-        request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("lbd"));
+        let request = Request::builder().method(method).uri(path).header(header::HOST, "lbd");
+        let request = request.body(Empty::<Bytes>::new()).map_err(ClientError::Request)?;
         let response = sender.send_request(request).await.map_err(broke_off)?;
         let status = response.status();
         let body = response.into_body().collect().await.map_err(broke_off)?.to_bytes();

@@ -6,14 +6,16 @@ pub mod render;
 mod tests;
 
 use std::io::{self, IsTerminal, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::model::WhyQuestion;
 use client::{Client, ClientError};
 use render::Style;
 
@@ -66,6 +68,10 @@ enum VipCommand {
 enum RealCommand {
     /// List the reals of every VIP, with what their checks say
     List(RealFilter),
+    /// Have lbd ask a real what is wrong with it, and show the code, the evidence and the command that mends it
+    ///
+    /// One answer for each VIP that has the real. Codes: docs/prober.md.
+    Why(WhyFilter),
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +79,40 @@ struct RealFilter {
     /// Only the reals of this VIP
     #[arg(long, value_name = "ADDRESS")]
     vip: Option<IpAddr>,
+}
+
+#[derive(Debug, Args)]
+struct WhyFilter {
+    /// The real
+    #[arg(value_name = "REAL")]
+    real: IpAddr,
+    /// Only as a real of this VIP, or of its port (0: the VIP of all ports)
+    #[arg(long, value_name = "VIP[:PORT]")]
+    vip: Option<VipChoice>,
+}
+
+impl WhyFilter {
+    fn question(&self) -> WhyQuestion {
+        let Self { real, vip } = *self;
+        WhyQuestion { real, vip: vip.map(|vip| vip.address), port: vip.and_then(|vip| vip.port) }
+    }
+}
+
+/// A VIP, or all that have its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct VipChoice {
+    address: IpAddr,
+    port: Option<u16>,
+}
+
+impl FromStr for VipChoice {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let address = text.parse().map(|address| Self { address, port: None });
+        let socket = |_| text.parse::<SocketAddr>().map(|both| Self { address: both.ip(), port: Some(both.port()) });
+        address.or_else(socket).map_err(|_| "expected ADDRESS, IPV4:PORT or [IPV6]:PORT")
+    }
 }
 
 /// Does what was asked and prints the answer; 0, or 1 with the reason on standard error.
@@ -108,6 +148,9 @@ async fn answer(cli: &Cli, style: Style) -> Result<String, ClientError> {
             let mut rows = client.reals().await?;
             rows.retain(|row| vip.is_none_or(|vip| row.vip == vip));
             show(cli.output, &rows, |rows| render::reals(rows, style))
+        }
+        Command::Real(RealCommand::Why(filter)) => {
+            show(cli.output, &client.why(filter.question()).await?, |rows| render::why(rows))
         }
         Command::Stats => show(cli.output, &client.stats().await?, |stats| render::stats(stats, style)),
         Command::Reload => show(cli.output, &client.reload().await?, render::reload),

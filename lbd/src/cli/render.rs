@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::config::VipKey;
 use crate::model::{
-    Admin, Health, Phase, RealRow, ReloadResult, Stats, Status, TrackedStats, Verdict, VipRow, XdpMode,
+    Admin, Finding, Health, Phase, RealRow, ReloadResult, Stats, Status, TrackedStats, Verdict, VipRow, WhyRow, XdpMode,
 };
 
 /// How to draw.
@@ -124,11 +124,11 @@ fn slots(size: u32, wanted: u32) -> String {
 #[must_use]
 pub fn reals(rows: &[RealRow], style: Style) -> String {
     let cells = rows.iter().map(|row| {
-        let state = match row.state {
-            Health::Init => Cell::new("INIT").fg(Color::Yellow),
-            Health::Up => Cell::new("UP").fg(Color::Green),
-            Health::Down => Cell::new("DOWN").fg(Color::Red),
-        };
+        let state = Cell::new(health(row.state)).fg(match row.state {
+            Health::Init => Color::Yellow,
+            Health::Up => Color::Green,
+            Health::Down => Color::Red,
+        });
         let admin = match row.admin {
             Admin::Enabled => "enabled",
             Admin::Draining => "draining",
@@ -145,10 +145,32 @@ pub fn reals(rows: &[RealRow], style: Style) -> String {
             number(row.last_check.map_or_else(|| "never".into(), |last| style.age(last))),
             number(row.rtt_us.map_or_else(|| "-".into(), |rtt| format!("{rtt} us"))),
             number(format!("{:.1} %", row.share * 100.0)),
+            Cell::new(row.why.as_deref().unwrap_or("-")),
         ]
     });
-    let names = ["VIP", "REAL", "WEIGHT", "ADMIN", "STATE", "REASON", "SINCE", "CHECKED", "RTT", "SHARE"];
+    let names = ["VIP", "REAL", "WEIGHT", "ADMIN", "STATE", "REASON", "SINCE", "CHECKED", "RTT", "SHARE", "WHY"];
     table(&names, cells, style)
+}
+
+/// `lbctl real why`: a paragraph a VIP.
+#[must_use]
+pub fn why(rows: &[WhyRow]) -> String {
+    let paragraph = |row: &WhyRow| {
+        let Finding { code, text, evidence, mend, at: _ } = &row.finding;
+        let head = format!("{} {} {}\n{code}: {text}\n", row.key(), row.real, health(row.state));
+        let evidence = evidence.iter().map(|line| format!("  {line}\n"));
+        let mend = mend.iter().map(|mend| format!("mend: {mend}\n"));
+        [head].into_iter().chain(evidence).chain(mend).collect::<String>()
+    };
+    rows.iter().map(paragraph).collect::<Vec<_>>().join("\n")
+}
+
+fn health(health: Health) -> &'static str {
+    match health {
+        Health::Init => "INIT",
+        Health::Up => "UP",
+        Health::Down => "DOWN",
+    }
 }
 
 /// `lbctl stats`

@@ -4,11 +4,13 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use clap::Parser as _;
 use jiff::{SignedDuration, Timestamp};
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 
 use super::client::{Client, ClientError};
 use super::render::{self, Style};
+use super::{Cli, Command, RealCommand};
 use crate::api::{BindError, Request, Server, Serving};
 use crate::config::Protocol;
 use crate::model::*;
@@ -48,6 +50,7 @@ fn some_reals() -> Vec<RealRow> {
         fall: 0,
         share: 2.0 / 3.0,
         mtu: Some(1500),
+        why: None,
     };
     let down = RealRow {
         real: real(12),
@@ -60,6 +63,7 @@ fn some_reals() -> Vec<RealRow> {
         fall: 41,
         share: 0.0,
         mtu: Some(1500),
+        why: Some("PORT_CLOSED".into()),
         ..up.clone()
     };
     let init = RealRow {
@@ -147,10 +151,10 @@ fn reals_plain_are_aligned_columns() {
         render::reals(&some_reals(), plain()),
         shown(
             "
-VIP                 REAL            WEIGHT  ADMIN     STATE  REASON       SINCE  CHECKED  RTT     SHARE
-198.19.10.1:80/tcp  198.18.222.11      100  enabled   UP     L4OK         3m07s       1s  210 us  66.7 %
-198.19.10.1:80/tcp  198.18.222.12      100  draining  DOWN   PORT_CLOSED  5h00m       1s       -   0.0 %
-198.19.10.1:80/tcp  198.18.222.113     100  enabled   INIT   INIT            0s    never       -  33.3 %
+VIP                 REAL            WEIGHT  ADMIN     STATE  REASON       SINCE  CHECKED  RTT     SHARE   WHY
+198.19.10.1:80/tcp  198.18.222.11      100  enabled   UP     L4OK         3m07s       1s  210 us  66.7 %  -
+198.19.10.1:80/tcp  198.18.222.12      100  draining  DOWN   PORT_CLOSED  5h00m       1s       -   0.0 %  PORT_CLOSED
+198.19.10.1:80/tcp  198.18.222.113     100  enabled   INIT   INIT            0s    never       -  33.3 %  -
 "
         )
     );
@@ -235,8 +239,78 @@ fn reload_shows_the_changes_and_the_revision() {
 #[test]
 fn real_row_json_is_the_documented_contract() {
     let json = serde_json::to_string(&some_reals()[0]).unwrap();
-    let expected = r#"{"vip":"198.19.10.1","protocol":"tcp","port":80,"real":"198.18.222.11","weight":100,"admin":"enabled","state":"UP","reason":"L4OK","since":"2026-03-01T11:56:53Z","last_check":"2026-03-01T11:59:59Z","rtt_us":210,"rise":2,"fall":0,"share":0.6666666666666666,"mtu":1500}"#;
+    let expected = r#"{"vip":"198.19.10.1","protocol":"tcp","port":80,"real":"198.18.222.11","weight":100,"admin":"enabled","state":"UP","reason":"L4OK","since":"2026-03-01T11:56:53Z","last_check":"2026-03-01T11:59:59Z","rtt_us":210,"rise":2,"fall":0,"share":0.6666666666666666,"mtu":1500,"why":null}"#;
     assert_eq!(json, expected);
+}
+
+fn some_whys() -> Vec<WhyRow> {
+    let finding = Finding {
+        code: "VIP_NOT_LOCAL".into(),
+        text: "198.18.222.12 decapsulates, but 198.19.10.1 is not one of its addresses".into(),
+        evidence: vec!["tcp to the VIP, through the tunnel: silent".into(), "echo: answered".into()],
+        mend: Some("realsrv-setup apply --vip 198.19.10.1".into()),
+        at: ago(0),
+    };
+    let down = WhyRow { vip: VIP, protocol: Protocol::Tcp, port: 80, real: real(12), state: Health::Down, finding };
+    let finding = Finding {
+        code: "OK".into(),
+        text: "nothing is wrong".into(),
+        evidence: vec!["udp to the VIP, through the tunnel: answered".into()],
+        mend: None,
+        at: ago(0),
+    };
+    vec![down.clone(), WhyRow { protocol: Protocol::Udp, port: 0, state: Health::Up, finding, ..down }]
+}
+
+#[test]
+fn why_is_a_paragraph_for_each_vip() {
+    assert_eq!(
+        render::why(&some_whys()),
+        shown(
+            "
+198.19.10.1:80/tcp 198.18.222.12 DOWN
+VIP_NOT_LOCAL: 198.18.222.12 decapsulates, but 198.19.10.1 is not one of its addresses
+  tcp to the VIP, through the tunnel: silent
+  echo: answered
+mend: realsrv-setup apply --vip 198.19.10.1
+
+198.19.10.1:*/udp 198.18.222.12 UP
+OK: nothing is wrong
+  udp to the VIP, through the tunnel: answered
+"
+        )
+    );
+}
+
+#[test]
+fn why_row_json_is_the_documented_contract() {
+    let json = serde_json::to_string(&some_whys()[1]).unwrap();
+    let expected = r#"{"vip":"198.19.10.1","protocol":"udp","port":0,"real":"198.18.222.12","state":"UP","code":"OK","text":"nothing is wrong","evidence":["udp to the VIP, through the tunnel: answered"],"mend":null,"at":"2026-03-01T12:00:00Z"}"#;
+    assert_eq!(json, expected);
+}
+
+#[test]
+fn why_takes_a_vip_with_or_without_its_port() {
+    let question = |words: &[&str]| -> Result<WhyQuestion, (i32, String)> {
+        let words = ["lbctl", "real", "why"].iter().chain(words);
+        let cli = Cli::try_parse_from(words).map_err(|error| (error.exit_code(), error.to_string()))?;
+        match cli.command {
+            Command::Real(RealCommand::Why(filter)) => Ok(filter.question()),
+            other => panic!("{other:?}"),
+        }
+    };
+    let asked = |vip, port| Ok(WhyQuestion { real: real(12), vip, port });
+    let v6 = Some("fd00::1".parse().unwrap());
+    assert_eq!(question(&["198.18.222.12"]), asked(None, None));
+    assert_eq!(question(&["198.18.222.12", "--vip", "198.19.10.1"]), asked(Some(VIP), None));
+    assert_eq!(question(&["198.18.222.12", "--vip", "198.19.10.1:80"]), asked(Some(VIP), Some(80)));
+    assert_eq!(question(&["198.18.222.12", "--vip", "fd00::1"]), asked(v6, None));
+    assert_eq!(question(&["198.18.222.12", "--vip", "[fd00::1]:0"]), asked(v6, Some(0)));
+    for wrong in [&[][..], &["real2"], &["198.18.222.12", "--vip", "198.19.10.1:http"]] {
+        assert_eq!(question(wrong).unwrap_err().0, 2, "{wrong:?}");
+    }
+    let (_, message) = question(&["198.18.222.12", "--vip", "198.19.10.1:http"]).unwrap_err();
+    assert!(message.contains("expected ADDRESS, IPV4:PORT or [IPV6]:PORT"), "{message}");
 }
 
 /// A server at `path` whose owner answers with the samples, and refuses to reload.
@@ -249,6 +323,13 @@ fn start(path: &Path) -> Serving {
                 Request::Status(reply) => drop(reply.send(Ok(some_status()))),
                 Request::Vips(reply) => drop(reply.send(Ok(some_vips()))),
                 Request::Reals(reply) => drop(reply.send(Ok(some_reals()))),
+                Request::Why(question, reply) => {
+                    assert_eq!(question.real, real(12));
+                    let mut rows = some_whys();
+                    rows.retain(|row| question.vip.is_none_or(|vip| vip == row.vip));
+                    rows.retain(|row| question.port.is_none_or(|port| port == row.port));
+                    drop(reply.send(if rows.is_empty() { Err("no such VIP".into()) } else { Ok(rows) }));
+                }
                 Request::Stats(reply) => drop(reply.send(Ok(some_stats()))),
                 Request::Reload(reply) => drop(reply.send(Err("lbd.toml:1:1: wrong".into()))),
             }
@@ -269,6 +350,14 @@ async fn client_and_api_agree_on_every_answer() {
     assert_eq!(client.vips().await.unwrap(), some_vips());
     assert_eq!(client.reals().await.unwrap(), some_reals());
     assert_eq!(client.stats().await.unwrap(), some_stats());
+    let question = WhyQuestion { real: real(12), vip: None, port: None };
+    assert_eq!(client.why(question).await.unwrap(), some_whys());
+    let of_all_ports = WhyQuestion { vip: Some(VIP), port: Some(0), ..question };
+    assert_eq!(client.why(of_all_ports).await.unwrap(), some_whys()[1..]);
+    match client.why(WhyQuestion { vip: Some(IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1])), ..question }).await {
+        Err(ClientError::Refused { status: 422, message }) => assert_eq!(message, "no such VIP"),
+        other => panic!("{other:?}"),
+    }
     match client.reload().await {
         Err(ClientError::Refused { status: 422, message }) => assert_eq!(message, "lbd.toml:1:1: wrong"),
         other => panic!("{other:?}"),

@@ -148,9 +148,8 @@ impl Daemon {
             let shares = service.ring.shares();
             for real in service.config.reals() {
                 let VipKey { address, protocol, port } = service.config.key();
-                // That which decides: of equally grave ones the first in the configuration.
-                let keys: Vec<_> = service.check_keys(real.address).collect();
-                let check = keys.iter().rev().filter_map(|key| statuses.get(key)).max_by_key(|c| c.state.gravity());
+                let key = self.core.decisive(service, real.address);
+                let check = key.as_ref().and_then(|key| statuses.get(key));
                 let standing = standings.get(&real.address);
                 let reason = match standing {
                     Some(_) => check.map_or("INIT", |c| c.reason.code()),
@@ -172,6 +171,7 @@ impl Daemon {
                     fall: check.map_or(0, |c| c.fall),
                     share: standing.map_or(0.0, |s| share_of(&shares, s.id)),
                     mtu: self.core.mtu(real.address),
+                    why: key.and_then(|key| self.diagnoses.finding(&key)).map(|finding| finding.code.clone()),
                 });
             }
         }
@@ -228,7 +228,7 @@ fn summary(service: &Service) -> VipSummary {
     VipSummary { vip: address, protocol, port, reals_up: reals_up(service), reals_total }
 }
 
-fn health(state: State) -> Health {
+pub(super) fn health(state: State) -> Health {
     match state {
         State::Init => Health::Init,
         State::Up => Health::Up,
