@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154  # test_needs and bpf_target are run's
+# shellcheck shell=bash disable=SC2154  # test_needs, namespace_needs and bpf_target are run's
 # The suites of ./run test, which sources this. Each is a function: it succeeds or fails, and its output holds the lines
 # `test result: …` that are counted. A suite that ran nothing has failed.
 
@@ -46,6 +46,7 @@ prepare_tests() { # SUITE…
     prepare_build
     case " $* " in *" deny "*) cargo_tool cargo-deny 0.20.2 ;; esac
     case " $* " in *" packet "* | *" namespace "* | *" bench "*) prepare_lab ;; esac
+    case " $* " in *" namespace "*) need "${namespace_needs[@]}" ;; esac
     case " $* " in *" symbols "* | *" vm "* | *" fuzz "*) need "${test_needs[@]}" ;; esac
 }
 

@@ -30,6 +30,11 @@ object!(
     "decap"
 );
 object!(
+    /// Hands frames to another device's ingress, for the proof of a real: `src/bin/proof.rs`.
+    PROOF,
+    "proof"
+);
+object!(
     /// A bare pass, for the peer of a veth device whose other end uses `XDP_TX`: `src/bin/xdp_pass.rs`.
     XDP_PASS,
     "xdp_pass"

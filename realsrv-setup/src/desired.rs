@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::family::Family;
+use crate::{family::Family, persist::Persist};
 
 /// A value that cannot be what it is meant to be; says what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -259,6 +259,9 @@ pub struct Desired {
     pub mss: Mss,
     /// Devices that tunnel packets arrive on; empty: every Ethernet device that is up and has an address.
     pub interfaces: BTreeSet<String>,
+    /// Files that make it so again at boot; `None`: none of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persist: Option<Persist>,
 }
 
 impl Desired {
@@ -282,6 +285,8 @@ pub struct Request {
     pub mss: Option<Mss>,
     /// `--interface`.
     pub interfaces: Option<BTreeSet<String>>,
+    /// `--persist`.
+    pub persist: Option<Persist>,
 }
 
 impl Request {
@@ -295,6 +300,7 @@ impl Request {
             lb_sources: self.lb_sources.unwrap_or(before.lb_sources),
             mss: self.mss.unwrap_or(before.mss),
             interfaces: self.interfaces.unwrap_or(before.interfaces),
+            persist: self.persist.or(before.persist),
         }
     }
 }

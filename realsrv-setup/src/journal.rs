@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     desired::{Desired, Vip},
+    persist::Contents,
     plan::Step,
 };
 
@@ -56,6 +57,10 @@ impl Journal {
                 Some(noted) => noted.clone_from(to),
                 None => self.steps.push(step.clone()),
             },
+            Step::WriteFile { path, to, .. } => match self.file(path) {
+                Some(noted) => noted.clone_from(to),
+                None => self.steps.push(step.clone()),
+            },
             Step::LoadModule { .. } | Step::AddAddress { .. } | Step::LinkUp { .. } | Step::AddClsact { .. } => {
                 if !self.steps.contains(step) {
                     self.steps.push(step.clone());
@@ -68,6 +73,14 @@ impl Journal {
     fn setting(&mut self, wanted: &str) -> Option<&mut String> {
         self.steps.iter_mut().find_map(|step| match step {
             Step::SetSysctl { name, to, .. } if name == wanted => Some(to),
+            _ => None,
+        })
+    }
+
+    /// What was last written to a file.
+    fn file(&mut self, wanted: &str) -> Option<&mut Contents> {
+        self.steps.iter_mut().find_map(|step| match step {
+            Step::WriteFile { path, to, .. } if path == wanted => Some(to),
             _ => None,
         })
     }

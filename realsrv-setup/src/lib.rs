@@ -14,6 +14,8 @@ pub mod family;
 pub mod journal;
 pub mod observed;
 pub mod output;
+pub mod persist;
 pub mod plan;
+pub mod proof;
 pub mod run;
 pub mod system;

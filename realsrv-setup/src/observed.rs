@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{desired::Prefix, family::Family};
+use crate::{desired::Prefix, family::Family, persist::Contents};
 
 /// A network device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct Link {
     pub hook: HookQdisc,
     /// The device's own `arp_ignore`: the larger of this and that of `all` counts.
     pub arp_ignore: i32,
+    /// The device's own `rp_filter`: the larger of this and that of `all` counts.
+    pub rp_filter: i32,
 }
 
 /// What a device carries.
@@ -210,6 +212,8 @@ pub struct Observed {
     pub sysctls: BTreeMap<String, String>,
     /// The kernel's tunnels; one that is not in here is absent.
     pub tunnels: BTreeMap<Family, Support>,
+    /// What is there of the files that `--persist` may write, by path.
+    pub files: BTreeMap<String, Contents>,
     /// The filters at our priority and handle.
     pub filters: BTreeMap<Slot, Filter>,
     /// The programs' counters, by name, summed over programs and CPUs. Informative only.

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::{
     plan::{Item, Plan},
+    proof::{Finding, Proof},
     run::{Applied, Removed, Undone},
 };
 
@@ -72,6 +73,12 @@ pub struct Report {
     pub items: Vec<Line>,
     /// What else to know.
     pub warnings: Vec<String>,
+    /// Packets through the tunnel were answered by every VIP (`apply`, `check --verify`); absent: none was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verified: Option<bool>,
+    /// What was not, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
     /// Packets, by what the programs did with them (`check`).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub counters: BTreeMap<&'static str, u64>,
@@ -105,6 +112,8 @@ impl Report {
             differs: !applied && any,
             items: plan.items.into_iter().map(line).chain(obsolete).collect(),
             warnings: plan.warnings,
+            verified: None,
+            findings: Vec::new(),
             counters,
         }
     }
@@ -138,8 +147,19 @@ impl Report {
             differs: false,
             items: removed.into_iter().map(line).collect(),
             warnings: Vec::new(),
+            verified: None,
+            findings: Vec::new(),
             counters: BTreeMap::new(),
         }
+    }
+
+    /// With what came of the proof by packet.
+    #[must_use]
+    pub fn with_proof(mut self, proof: Proof) -> Self {
+        self.verified = Some(proof.findings.is_empty());
+        self.findings = proof.findings;
+        self.warnings.extend(proof.warnings);
+        self
     }
 
     /// For people: a state and an item a line, then warnings, counters and the sum of it.
@@ -148,22 +168,36 @@ impl Report {
         let lines = self.items.iter().map(Line::text);
         let warnings = self.warnings.iter().map(|warning| format!("warning   {warning}"));
         let counters = self.counters.iter().map(|(name, packets)| format!("counter   {name} {packets}"));
-        let mut all: Vec<_> = lines.chain(warnings).chain(counters).collect();
-        all.push(self.summary().to_owned());
+        let findings = self.findings.iter().flat_map(finding_lines);
+        let mut all: Vec<_> = lines.chain(warnings).chain(counters).chain(findings).collect();
+        all.push(self.summary());
         all.join("\n")
     }
 
-    fn summary(&self) -> &'static str {
-        match (self.command, self.changed, self.differs) {
+    fn summary(&self) -> String {
+        let made = match (self.command, self.changed, self.differs) {
             (Command::Plan | Command::Check, _, false) => "all as wanted",
             (Command::Plan, _, true) => "apply would change this",
             (Command::Check, _, true) => "not as wanted: run apply",
-            (Command::Apply, true, _) => "applied and verified",
+            (Command::Apply, true, _) => "applied",
             (Command::Apply, false, _) => "nothing to change",
             (Command::Remove, true, _) => "removed",
             (Command::Remove, false, _) => "nothing to remove",
+        };
+        match self.verified {
+            None => made.to_owned(),
+            Some(true) => format!("{made}; every VIP answers through the tunnel"),
+            Some(false) if self.changed => format!("{made}, and left so; NOT every VIP answers through the tunnel"),
+            Some(false) => format!("{made}; NOT every VIP answers through the tunnel"),
         }
     }
+}
+
+fn finding_lines(finding: &Finding) -> Vec<String> {
+    let vip = finding.vip.map_or_else(String::new, |vip| format!("VIP {vip}: "));
+    let evidence = finding.evidence.iter().map(|evidence| format!("evidence  {evidence}"));
+    let first = format!("unproven  {vip}{}: {}", finding.code, finding.text);
+    [first].into_iter().chain(evidence).chain([format!("mend      {}", finding.mend)]).collect()
 }
 
 impl Line {

@@ -6,7 +6,7 @@ use crate::{
     desired::{Desired, Request, Vip},
     journal::Journal,
     observed::Observed,
-    plan::{Item, Plan, Refusal, Step, is_arp, obsolete, plan_onto, plan_programs},
+    plan::{Item, Plan, Refusal, Step, is_arp, obsolete, plan_onto, plan_shared},
 };
 
 /// What undoing a step came to.
@@ -271,7 +271,7 @@ fn remove_some<H: Host, S: Store>(
     let ours = |step: &Step, address| matches!(step, Step::AddAddress { address: added, .. } if *added == address);
     observed.addresses.retain(|found| !steps.iter().any(|step| ours(step, found.address)));
     let mut removed = Vec::new();
-    if let Some(step) = plan_programs(&remaining, &observed)? {
+    for step in plan_shared(&remaining, &observed)? {
         journal.record(&step);
         store.save(journal).map_err(|error| Error::Stopped(Cause::Journal(error)))?;
         host.execute(&step).map_err(|error| Error::Stopped(Cause::Step(error)))?;

@@ -24,6 +24,7 @@ use nix::{
 use realsrv_setup::{
     desired::{Decap, Request},
     observed::Observed,
+    persist::Persist,
     plan::{Step, plan},
     run::{self, Host, Undone},
     system::{self, System, load_journal, store::Store},
@@ -65,8 +66,8 @@ struct Faulty {
 }
 
 impl Faulty {
-    fn new(at: Option<(usize, Fault)>) -> Self {
-        Self { system: System::new().unwrap(), at }
+    fn new(state: &Path, at: Option<(usize, Fault)>) -> Self {
+        Self { system: System::new().unwrap().with_root(&persist(state).root), at }
     }
 
     fn with_fault<T>(&mut self, step: impl FnOnce(&mut System) -> Result<T, system::Error>) -> Result<T, Error> {
@@ -107,27 +108,39 @@ impl Host for Faulty {
     }
 }
 
-fn request(vips: &str) -> Request {
+fn request(vips: &str, state: &Path) -> Request {
     let vips = vips.split(',').map(|vip| vip.parse().unwrap()).collect();
-    Request { vips, decap: Some(Decap::Ebpf), ..Request::default() }
+    Request { vips, decap: Some(Decap::Ebpf), persist: Some(persist(state)), ..Request::default() }
+}
+
+/// As the program has it, with the lab's root beside the state directory.
+fn persist(state: &Path) -> Persist {
+    let root = state.parent().unwrap().join("root");
+    Persist { root, program: env!("CARGO_BIN_EXE_realsrv-setup").into(), state_dir: state.to_owned() }
+}
+
+/// The same on the command line.
+fn apply(lab: &Lab, vips: &str) -> String {
+    format!("apply --no-verify --decap ebpf --vip {vips} --persist --root {}", lab.root().display())
 }
 
 /// `apply` or `remove` as the program does them, with a fault. In the network namespace of this thread.
 fn run_here(act: &str, vips: &str, state: &Path, at: Option<(usize, Fault)>) -> Result<(), String> {
     let mut store = Store::open(state).unwrap();
     let mut journal = load_journal(state).unwrap();
-    let mut host = Faulty::new(at);
+    let mut host = Faulty::new(state, at);
     match act {
-        "apply" => run::apply(&mut host, &mut store, &mut journal, request(vips)).map(drop),
+        "apply" => run::apply(&mut host, &mut store, &mut journal, request(vips, state)).map(drop),
         _ => run::remove(&mut host, &mut store, &mut journal, &[]).map(drop),
     }
     .map_err(|error| error.to_string())
 }
 
 fn steps(lab: &Lab, vips: &'static str) -> usize {
+    let state = lab.state_dir();
     within(&lab.real, move || {
-        let observed = System::new().unwrap().observe().unwrap();
-        plan(&request(vips).onto(None), &observed).unwrap().steps().count()
+        let observed = System::new().unwrap().with_root(&persist(&state).root).observe().unwrap();
+        plan(&request(vips, &state).onto(None), &observed).unwrap().steps().count()
     })
 }
 
@@ -158,7 +171,7 @@ fn a_failure_at_any_step_of_remove_is_made_up_for_by_the_next() {
         let before = lab.snapshot();
         for at in 0..steps(&lab, vips) {
             for fault in [Fault::FailBefore, Fault::FailAfter] {
-                lab.setup_exits(&format!("apply --decap ebpf --vip {vips}"), 0);
+                lab.setup_exits(&apply(&lab, vips), 0);
                 let state = lab.state_dir();
                 let error = within(&lab.real, move || run_here("remove", vips, &state, Some((at, fault)))).unwrap_err();
                 assert!(error.contains("run it again"), "{error}");
@@ -181,7 +194,7 @@ fn a_kill_at_any_step_is_undone_by_remove_or_finished_by_apply() {
                 lab.assert_as(&before);
 
                 assert_killed(start_killed(&lab, "apply", vips, at, fault));
-                lab.setup_exits(&format!("apply --decap ebpf --vip {vips}"), 0);
+                lab.setup_exits(&apply(&lab, vips), 0);
                 lab.setup_exits("check", 0);
                 lab.setup_exits("remove", 0);
                 lab.assert_as(&before);
@@ -198,10 +211,10 @@ fn a_kill_at_any_step_of_remove_is_finished_by_the_next_or_made_good_by_apply() 
         for at in 0..steps(&lab, vips) {
             for fault in [Fault::KillBefore, Fault::KillAfter] {
                 for then in ["remove", "apply"] {
-                    lab.setup_exits(&format!("apply --decap ebpf --vip {vips}"), 0);
+                    lab.setup_exits(&apply(&lab, vips), 0);
                     assert_killed(start_killed(&lab, "remove", vips, at, fault));
                     if then == "apply" {
-                        lab.setup_exits(&format!("apply --decap ebpf --vip {vips}"), 0);
+                        lab.setup_exits(&apply(&lab, vips), 0);
                         lab.setup_exits("check", 0);
                     }
                     lab.setup_exits("remove", 0);

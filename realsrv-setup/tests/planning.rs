@@ -19,7 +19,7 @@ use realsrv_setup::{
 const TUNNEL: &str = Family::Ipv4.tunnel();
 
 fn link(index: u32, layer: Layer) -> Link {
-    Link { index, up: true, mtu: 1500, layer, enslaved: false, hook: HookQdisc::None, arp_ignore: 0 }
+    Link { index, up: true, mtu: 1500, layer, enslaved: false, hook: HookQdisc::None, arp_ignore: 0, rp_filter: 0 }
 }
 
 fn host() -> Observed {

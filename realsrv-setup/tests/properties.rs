@@ -18,6 +18,7 @@ use realsrv_setup::{
     family::Family,
     journal::Journal,
     observed::{HookQdisc, Layer, Observed, Support},
+    persist::Persist,
     plan::{plan, plan_onto},
     run::{self, Undone, remove},
 };
@@ -34,6 +35,10 @@ where
     btree_set(select(texts).prop_map(|text| text.parse::<T>().unwrap()), at_least..=texts.len())
 }
 
+fn persist() -> Persist {
+    Persist { root: "/".into(), program: "/usr/sbin/realsrv-setup".into(), state_dir: "/var/lib/realsrv-setup".into() }
+}
+
 prop_compose! {
     fn a_wish()(
         vips in some_of::<Vip>(&VIPS, 1),
@@ -41,8 +46,9 @@ prop_compose! {
         lb_sources in some_of(&["198.18.9.0/24", "fd00:18:9::/64"], 0),
         mss in select(&[Mss::Auto, Mss::Off, Mss::Fixed(1200)]),
         interfaces in some_of(&["eth0", "eth1"], 0),
+        persist in any::<bool>().prop_map(|wanted| wanted.then(persist)),
     ) -> Desired {
-        Desired { vips, decap, lb_sources, mss, interfaces }
+        Desired { vips, decap, lb_sources, mss, interfaces, persist }
     }
 }
 

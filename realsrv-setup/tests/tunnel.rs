@@ -23,7 +23,7 @@ use realsrv_setup::{
 };
 use socket2::Protocol;
 
-const APPLY: &str = "apply --decap ebpf --vip 198.19.10.1";
+const APPLY: &str = "apply --no-verify --decap ebpf --vip 198.19.10.1";
 const PROTOCOL_UNREACHABLE: u8 = 2;
 
 #[test]

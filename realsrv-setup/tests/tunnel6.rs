@@ -30,7 +30,7 @@ use realsrv_setup::{
 };
 use socket2::Protocol;
 
-const APPLY: &str = "apply --decap ebpf --vip fd00:19:10::1";
+const APPLY: &str = "apply --no-verify --decap ebpf --vip fd00:19:10::1";
 const OPTIONS: IpNumber = ip_number::IPV6_DEST_OPTIONS;
 const IPV6: IpNumber = ip_number::IPV6;
 const IPV4: IpNumber = ip_number::IPV4;

@@ -17,7 +17,7 @@ fn stock_kernel_booted_has_ipip_and_loads_every_bpf_program() {
     let guest = Vm::new(kernel.clone()).unwrap().program(env!("CARGO_BIN_EXE_bpf_load_check")).unwrap();
     let output = passed(guest.script(include_str!("../vm/boot.sh"))).unwrap();
     assert!(output.output.contains(kernel.release()));
-    for object in ["load_balancer/", "probe_capture/", "decap/", "xdp_pass/"] {
+    for object in ["load_balancer/", "probe_capture/", "decap/", "proof/", "xdp_pass/"] {
         assert!(output.output.contains(object), "no program of {object}");
     }
 }
@@ -35,6 +35,22 @@ fn real_with_stock_ipip_is_provisioned_checked_and_left_as_found() {
 fn real_with_stock_ip6_tunnel_is_provisioned_checked_and_left_as_found() {
     let guest = Vm::new(Kernel::debian().unwrap()).unwrap().program(binary("realsrv-setup").unwrap()).unwrap();
     passed(guest.script(include_str!("../vm/real_ip6_tunnel.sh"))).unwrap();
+}
+
+/// Two guests, since there is no disk: the second is given what the first would have had on it.
+#[test]
+fn real_with_persist_serves_after_a_reboot() {
+    const SCRIPT: &str = include_str!("../vm/real_reboot.sh");
+    let guest = || {
+        let guest = Vm::new(Kernel::debian().unwrap()).unwrap().script(SCRIPT);
+        guest.program(binary("realsrv-setup").unwrap()).unwrap().program(binary("hc-prober").unwrap()).unwrap()
+    };
+    let first = passed(guest()).unwrap();
+    let (_, disk) = first.output.split_once("== disk\n").unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), disk).unwrap();
+    let second = passed(guest().file(file.path(), "/disk")).unwrap();
+    assert!(second.output.contains("every VIP answers through the tunnel"));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! ARP silence comes before the VIP (one ARP reply steals the service), the VIP before the decapsulator (with
 //! forwarding on, a decapsulated packet without a VIP would travel on), the guard before the kernel's tunnel opens.
 
+mod files;
 mod programs;
 mod settings;
 mod step;
@@ -14,6 +15,7 @@ use std::{
 
 pub use self::step::{Programs, Step};
 use self::{
+    files::{file_items, is_unwanted_file},
     programs::{program_items, programs},
     settings::{setting_items, tunnel_items, tunnel_up},
     step::address_on,
@@ -135,6 +137,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Refusal> {
     let wanted = programs(desired, observed, &devices, &tunnels)?;
     program_items(observed, wanted, &mut items)?;
     items.extend(tunnels.iter().map(|&family| tunnel_up(family, observed)));
+    file_items(desired, observed, &tunnels, &mut items);
     Ok(Plan { items, obsolete: Vec::new(), warnings: warnings(desired, observed) })
 }
 
@@ -165,20 +168,23 @@ pub fn obsolete(noted: &Journal, desired: &Desired, observed: &Observed) -> Resu
     let needless = |step: &Step| {
         step.serves_tunnel().is_some_and(|family| !tunnels.contains(&family))
             || step.serves().is_some_and(|family| !desired.serves(family))
+            || is_unwanted_file(step, desired, &tunnels)
     };
     Ok(noted.backwards().into_iter().filter(needless).collect())
 }
 
-/// The step that tells installed programs about `desired`; `None` if they know, or there are none.
+/// The steps that tell what is there of programs and files about `desired`: none if it knows, or there is nothing.
 ///
 /// # Errors
 /// As [`plan`].
-pub fn plan_programs(desired: &Desired, observed: &Observed) -> Result<Option<Step>, Refusal> {
-    if observed.filters.is_empty() {
-        return Ok(None);
-    }
+pub fn plan_shared(desired: &Desired, observed: &Observed) -> Result<Vec<Step>, Refusal> {
     let steps = plan(desired, observed)?.items.into_iter().filter_map(|item| item.step);
-    Ok({ steps }.find(|step| matches!(step, Step::InstallPrograms { .. })))
+    let is_shared = |step: &Step| match step {
+        Step::InstallPrograms { .. } => !observed.filters.is_empty(),
+        Step::WriteFile { from, .. } => from.is_some(),
+        _ => false,
+    };
+    Ok(steps.filter(is_shared).collect())
 }
 
 fn refuse_vips(desired: &Desired, observed: &Observed) -> Result<(), Refusal> {
@@ -205,7 +211,10 @@ fn refuse_vips(desired: &Desired, observed: &Observed) -> Result<(), Refusal> {
 }
 
 /// The devices that tunnel packets arrive on.
-fn devices<'a>(desired: &'a Desired, observed: &'a Observed) -> Result<BTreeMap<&'a str, &'a Link>, Refusal> {
+pub(crate) fn devices<'a>(
+    desired: &'a Desired,
+    observed: &'a Observed,
+) -> Result<BTreeMap<&'a str, &'a Link>, Refusal> {
     let devices: BTreeMap<_, _> = if desired.interfaces.is_empty() {
         let has_address =
             |name: &str| observed.addresses.iter().any(|address| address.device == name && address.is_lasting());
@@ -231,7 +240,7 @@ fn devices<'a>(desired: &'a Desired, observed: &'a Observed) -> Result<BTreeMap<
 
 /// The kernel's tunnels that decapsulate, one for each family of VIPs, or none: then the program does. `auto` keeps the
 /// program where it already decapsulates: a tunnel that appears later does not change the host.
-fn kernel_tunnels(desired: &Desired, observed: &Observed) -> Result<BTreeSet<Family>, Refusal> {
+pub(crate) fn kernel_tunnels(desired: &Desired, observed: &Observed) -> Result<BTreeSet<Family>, Refusal> {
     let needed: BTreeSet<_> = desired.vips.iter().map(|vip| vip.family()).collect();
     let missing = needed.iter().find(|&&family| observed.tunnel(family) == Support::Absent);
     let decapsulates = |filter: &Filter| matches!(filter, Filter::Ours { program: Program::Decap, .. });

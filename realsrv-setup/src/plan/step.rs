@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     family::Family,
     observed::{Config, Program},
+    persist::Contents,
 };
 
 /// One change to the host. Carries what was there before, so that it can be undone.
@@ -51,6 +52,15 @@ pub enum Step {
         /// After; without any slot: none.
         to: Programs,
     },
+    /// Write a file, or a symbolic link.
+    WriteFile {
+        /// Where.
+        path: String,
+        /// Before; `None` if there was none.
+        from: Option<Contents>,
+        /// After.
+        to: Contents,
+    },
 }
 
 impl Step {
@@ -64,6 +74,7 @@ impl Step {
             Self::LinkUp { device } => format!("link {device}"),
             Self::AddClsact { device } => format!("qdisc clsact on {device}"),
             Self::InstallPrograms { .. } => "tc programs".to_owned(),
+            Self::WriteFile { path, .. } => format!("file {path}"),
         }
     }
 
@@ -76,7 +87,7 @@ impl Step {
             Self::AddAddress { device, .. } | Self::LinkUp { device } | Self::AddClsact { device } => {
                 device == family.tunnel()
             }
-            Self::InstallPrograms { .. } => false,
+            Self::InstallPrograms { .. } | Self::WriteFile { .. } => false,
         })
     }
 

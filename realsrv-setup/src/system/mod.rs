@@ -1,9 +1,11 @@
 //! The host itself: decides nothing, does what a step says.
 
+pub mod files;
 pub mod module;
 mod namespaces;
 pub mod netlink;
 pub mod programs;
+pub mod proof;
 pub mod store;
 pub mod sysctls;
 
@@ -56,6 +58,9 @@ pub enum Error {
         /// The error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What is to be proven cannot be.
+    #[error("{0}")]
+    Proof(String),
     /// A kernel module.
     #[error("module {name}: {reason}")]
     Module {
@@ -94,6 +99,7 @@ impl Error {
 pub struct System {
     runtime: tokio::runtime::Runtime,
     netlink: netlink::Netlink,
+    root: PathBuf,
 }
 
 impl System {
@@ -108,7 +114,13 @@ impl System {
             let _in_runtime = runtime.enter();
             netlink::Netlink::open()?
         };
-        Ok(Self { runtime, netlink })
+        Ok(Self { runtime, netlink, root: PathBuf::from("/") })
+    }
+
+    /// With the files of `--persist` below another directory than `/`.
+    #[must_use]
+    pub fn with_root(self, root: &Path) -> Self {
+        Self { root: root.to_owned(), ..self }
     }
 
     fn install(&mut self, programs: &Programs) -> Result<(), Error> {
@@ -161,7 +173,8 @@ impl Host for System {
     type Error = Error;
 
     fn observe(&mut self) -> Result<Observed, Error> {
-        let links = self.runtime.block_on(self.netlink.links())?;
+        let mut links = self.runtime.block_on(self.netlink.links())?;
+        links.retain(|name, _| !proof::is_near_end(name));
         let hooks = self.runtime.block_on(self.netlink.hooks(&links))?;
         let (filters, counters) = programs::observe(&hooks, &links)?;
         Ok(Observed {
@@ -169,6 +182,7 @@ impl Host for System {
             sysctls: sysctls::observe()?,
             proxied: self.runtime.block_on(self.netlink.proxied(&links))?,
             tunnels: module::support(&links),
+            files: files::observe(&self.root)?,
             links,
             filters,
             counters,
@@ -185,6 +199,7 @@ impl Host for System {
                 aya::programs::tc::qdisc_add_clsact(device).map_err(Error::bpf(format!("adding clsact to {device}")))
             }
             Step::InstallPrograms { to, .. } => self.install(to),
+            Step::WriteFile { path, to, .. } => files::write(path, to),
         }
     }
 
@@ -197,6 +212,7 @@ impl Host for System {
             Step::AddClsact { device } => self.remove_clsact(device),
             Step::InstallPrograms { from: None, .. } => self.remove_programs(),
             Step::InstallPrograms { from: Some(from), .. } => self.install(from).map(|()| Undone::Restored),
+            Step::WriteFile { path, from, to } => files::restore(path, from.as_ref(), to),
         }
     }
 }

@@ -2,17 +2,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
 use futures::TryStreamExt as _;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo},
-    link::{AfSpecInet, AfSpecUnspec, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{AfSpecInet, AfSpecUnspec, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
+    route::RouteScope,
     tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption},
 };
-use rtnetlink::{Handle, LinkUnspec};
+use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::Error;
 use crate::{
@@ -196,6 +198,83 @@ impl Netlink {
         self.0.link().set(change.build()).execute().await.map_err(failed(format!("setting {device} up or down")))
     }
 
+    /// Makes a veth pair here, and gives `near` to another namespace.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn lay_pair(&self, far: &str, near: &str, to: &OwnedFd) -> Result<(), Error> {
+        let operation = || format!("making the veth pair {near}");
+        let pair = LinkVeth::new(far, near).build();
+        self.0.link().add(pair).execute().await.map_err(failed(operation()))?;
+        let near = LinkUnspec::new_with_index(self.index(near).await?).setns_by_fd(to.as_raw_fd()).build();
+        self.0.link().set(near).execute().await.map_err(failed(operation()))
+    }
+
+    /// Whether a device takes packets (RFC 2863: operational).
+    ///
+    /// # Errors
+    /// No such device, or the kernel did not answer.
+    pub async fn is_operational(&self, device: &str) -> Result<bool, Error> {
+        let index = self.index(device).await?;
+        let messages = self.link_messages().await?;
+        let message = messages.iter().find(|message| message.header.index == index);
+        Ok(message.is_some_and(|message| message.attributes.contains(&LinkAttribute::OperState(State::Up))))
+    }
+
+    /// Sets a device up that asks nobody for link-layer addresses.
+    ///
+    /// # Errors
+    /// No such device, or the kernel refuses.
+    pub async fn set_up_silent(&self, device: &str) -> Result<(), Error> {
+        let change = LinkUnspec::new_with_index(self.index(device).await?).arp(false).up();
+        self.0.link().set(change.build()).execute().await.map_err(failed(format!("setting {device} up")))
+    }
+
+    /// A route to one host, on the link.
+    ///
+    /// # Errors
+    /// No such device, or the kernel refuses: another is there.
+    pub async fn add_route(&self, to: IpAddr, device: &str) -> Result<(), Error> {
+        let index = self.index(device).await?;
+        let message = match to {
+            IpAddr::V4(to) => {
+                let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, Family::Ipv4.bits());
+                route.output_interface(index).scope(RouteScope::Link).build()
+            }
+            IpAddr::V6(to) => {
+                let route = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, Family::Ipv6.bits());
+                route.output_interface(index).build()
+            }
+        };
+        let added = self.0.route().add(message).execute().await;
+        added.map_err(failed(format!("adding a route to {to} on {device}")))
+    }
+
+    /// Deletes a device.
+    ///
+    /// # Errors
+    /// The kernel refuses; not if there is no such device.
+    pub async fn delete_link(&self, device: &str) -> Result<(), Error> {
+        let Ok(index) = self.index(device).await else { return Ok(()) };
+        self.0.link().del(index).execute().await.map_err(failed(format!("deleting {device}")))
+    }
+
+    /// The link-layer address of an Ethernet device.
+    ///
+    /// # Errors
+    /// No such device, or none of Ethernet.
+    pub async fn hardware_address(&self, device: &str) -> Result<[u8; 6], Error> {
+        let index = self.index(device).await?;
+        let messages = self.link_messages().await?;
+        let mut attributes =
+            messages.iter().filter(|message| message.header.index == index).flat_map(|m| &m.attributes);
+        let address = attributes.find_map(|attribute| match attribute {
+            LinkAttribute::Address(octets) => octets.as_slice().try_into().ok(),
+            _ => None,
+        });
+        address.ok_or_else(|| Error::NoDevice(device.to_owned()))
+    }
+
     /// Removes the `clsact` qdisc.
     ///
     /// # Errors
@@ -230,27 +309,30 @@ fn link(message: &LinkMessage, hook: HookQdisc) -> Option<(String, Link)> {
         enslaved: false,
         hook,
         arp_ignore: 0,
+        rp_filter: 0,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Mtu(octets) => link.mtu = *octets,
             LinkAttribute::Controller(index) => link.enslaved = *index != 0,
-            LinkAttribute::AfSpecUnspec(families) => link.arp_ignore = arp_ignore(families).unwrap_or(0),
+            LinkAttribute::AfSpecUnspec(families) => {
+                (link.arp_ignore, link.rp_filter) = ipv4_settings(families).unwrap_or((0, 0));
+            }
             _ => {}
         }
     }
     Some((name?, link))
 }
 
-/// `None`: the device has no IPv4.
-fn arp_ignore(families: &[AfSpecUnspec]) -> Option<i32> {
+/// `arp_ignore` and `rp_filter`. `None`: the device has no IPv4.
+fn ipv4_settings(families: &[AfSpecUnspec]) -> Option<(i32, i32)> {
     let ipv4 = families.iter().find_map(|family| match family {
         AfSpecUnspec::Inet(attributes) => Some(attributes),
         _ => None,
     })?;
     ipv4.iter().find_map(|attribute| match attribute {
-        AfSpecInet::DevConf(settings) => Some(settings.arp_ignore),
+        AfSpecInet::DevConf(settings) => Some((settings.arp_ignore, settings.rp_filter)),
         _ => None,
     })
 }

@@ -128,6 +128,20 @@ fn attach(classifier: &mut SchedClassifier, slot: &Slot, replace: bool) -> Resul
     Ok(())
 }
 
+/// Attaches the program of ours that is in a slot to the ingress of `near` as well, with the same maps.
+///
+/// # Errors
+/// It is not there, or the kernel refuses.
+pub(super) fn attach_copy(hooks: &[HookFilter], slot: &Slot, wanted: Program, near: &str) -> Result<(), Error> {
+    let mut at_slot = hooks.iter().filter(|hook| hook.priority == PRIORITY && hook.slot == *slot);
+    let id = at_slot.find(|hook| program(hook) == Some(wanted)).and_then(|hook| hook.program_id);
+    let operation = format!("finding {wanted} on {}", slot.device);
+    let id = id.ok_or_else(|| Error::bpf(operation.clone())("it is not there"))?;
+    let mut copy =
+        SchedClassifier::from_program_info(info(id)?, wanted.name().into()).map_err(Error::bpf(operation))?;
+    super::proof::attach_to_near_end(&mut copy, near)
+}
+
 /// Takes our filter out of its slot.
 ///
 /// # Errors
@@ -183,11 +197,14 @@ where
 
 /// The maps that a program in the kernel uses.
 fn map_ids(program_id: u32) -> Result<Vec<u32>, Error> {
-    let operation = format!("finding program {program_id}");
+    let ids = info(program_id)?.map_ids();
+    Ok(ids.map_err(Error::bpf(format!("reading program {program_id}")))?.unwrap_or_default())
+}
+
+fn info(program_id: u32) -> Result<ProgramInfo, Error> {
     // Programs of others may end while they are listed.
     let found = loaded_programs().filter_map(Result::ok).find(|info| info.id() == program_id);
-    let found: ProgramInfo = found.ok_or_else(|| Error::bpf(operation.clone())("there is no such program"))?;
-    Ok(found.map_ids().map_err(Error::bpf(operation))?.unwrap_or_default())
+    found.ok_or_else(|| Error::bpf(format!("finding program {program_id}"))("there is no such program"))
 }
 
 fn open(ids: &[u32]) -> Result<Maps, Error> {

@@ -9,11 +9,12 @@ use super::Error;
 use crate::{family::Family, run::Undone};
 
 /// All that a plan may ask for. A tunnel's own is there only with the tunnel.
-const OBSERVED: [&str; 11] = [
+const OBSERVED: [&str; 12] = [
     "net.ipv4.conf.all.arp_ignore",
     "net.ipv4.conf.all.arp_announce",
     Family::Ipv4.icmp_ratelimit(),
     "net.ipv4.ip_forward",
+    "net.ipv4.conf.all.rp_filter",
     "net.ipv4.conf.default.rp_filter",
     "net.ipv4.conf.tunl0.rp_filter",
     Family::Ipv6.icmp_ratelimit(),

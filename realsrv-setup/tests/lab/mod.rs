@@ -44,6 +44,9 @@ impl Lab {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let lab = Self { client: format!("rsc-{id}"), real: format!("rsr-{id}"), state: tempfile::tempdir().unwrap() };
+        for directory in ["systemd/system/multi-user.target.wants", "sysctl.d", "modules-load.d"] {
+            std::fs::create_dir_all(lab.root().join("etc").join(directory)).unwrap();
+        }
         let Self { client, real, .. } = &lab;
         for namespace in [client, real] {
             sh(&format!("ip netns add {namespace}"));
@@ -117,15 +120,23 @@ impl Lab {
         self.state.path().join("state")
     }
 
-    /// Everything of the real's network that `remove` must restore.
+    /// What stands for `/` with `--persist`: the directories that a host with systemd has.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.state.path().join("root")
+    }
+
+    /// Everything of the real's network that `remove` must restore, and the files below [`Lab::root`].
     pub(crate) fn snapshot(&self) -> BTreeSet<String> {
-        let text = self.in_real(
+        let root = self.root();
+        let files = format!("find {0} -printf '%p %y %l\\n'; grep -r . {0} || true; ", root.display());
+        let text = self.in_real(&format!(
+            "{files}{}",
             "ip -j addr; ip -j link; tc qdisc; \
              for family in -4 -6; do ip $family rule; ip $family route show table all; done; \
              for dev in $(ip -j link | grep -o '\"ifname\":\"[^\"]*' | cut -d'\"' -f4); do \
              tc filter show dev $dev ingress; tc filter show dev $dev egress; done; \
              grep -r . /proc/sys/net/ipv4 /proc/sys/net/ipv6 2>/dev/null || true",
-        );
+        ));
         text.lines().map(str::to_owned).collect()
     }
 

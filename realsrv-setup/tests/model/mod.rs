@@ -61,6 +61,9 @@ impl Model {
             Step::LinkUp { device } => self.link(&device).up = true,
             Step::AddClsact { device } => self.link(&device).hook = HookQdisc::Clsact,
             Step::InstallPrograms { to, .. } => self.install(&to),
+            Step::WriteFile { path, to, .. } => {
+                self.now.files.insert(path, to);
+            }
         }
     }
 
@@ -134,6 +137,15 @@ impl Model {
                 self.link(&device).hook = HookQdisc::None;
             }
             Step::InstallPrograms { from, .. } => self.install(&from.unwrap_or_default()),
+            Step::WriteFile { path, from, to } => match (self.now.files.remove(&path), from) {
+                (Some(now), Some(from)) if now == to => drop(self.now.files.insert(path, from)),
+                (Some(now), None) if now == to => {}
+                (Some(now), _) => {
+                    self.now.files.insert(path, now);
+                    return Ok(Undone::Already);
+                }
+                (None, _) => return Ok(Undone::Already),
+            },
         }
         Ok(Undone::Restored)
     }
@@ -155,7 +167,7 @@ impl Store for Disk {
 }
 
 pub(crate) fn link(index: u32, up: bool, layer: Layer) -> Link {
-    Link { index, up, mtu: 1500, layer, enslaved: false, hook: HookQdisc::None, arp_ignore: 0 }
+    Link { index, up, mtu: 1500, layer, enslaved: false, hook: HookQdisc::None, arp_ignore: 0, rp_filter: 0 }
 }
 
 fn family_of(module: &str) -> Family {
@@ -219,6 +231,7 @@ pub(crate) fn request(desired: Desired) -> Request {
         lb_sources: Some(desired.lb_sources),
         mss: Some(desired.mss),
         interfaces: Some(desired.interfaces),
+        persist: desired.persist,
     }
 }
 

@@ -7,11 +7,16 @@ use aya::{
     Btf, EbpfLoader,
     programs::{Program, ProgramError},
 };
-use lb_ebpf::objects::{DECAP, LOAD_BALANCER, PROBE_CAPTURE, XDP_PASS};
+use lb_ebpf::objects::{DECAP, LOAD_BALANCER, PROBE_CAPTURE, PROOF, XDP_PASS};
 
 fn main() -> ExitCode {
-    let objects =
-        [("load_balancer", LOAD_BALANCER), ("probe_capture", PROBE_CAPTURE), ("decap", DECAP), ("xdp_pass", XDP_PASS)];
+    let objects = [
+        ("load_balancer", LOAD_BALANCER),
+        ("probe_capture", PROBE_CAPTURE),
+        ("decap", DECAP),
+        ("proof", PROOF),
+        ("xdp_pass", XDP_PASS),
+    ];
     // Left to itself the loader reads the kernel's types anew for each object, which takes seconds under emulation.
     let kernel_types = Btf::from_sys_fs().ok();
     let failures: usize = objects.iter().map(|(name, object)| failures_of(name, object, kernel_types.as_ref())).sum();
