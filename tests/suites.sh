@@ -134,7 +134,7 @@ suite_namespace() { integration namespace; }
 suite_bench() {
     local subject failed=0
     cargo build --locked --workspace --bins || return
-    for subject in packet prober wire flows; do
+    for subject in packet prober probe wire flows; do
         check "bench $subject" target/debug/bench "$subject" --smoke || failed=1
     done
     return $failed

@@ -54,12 +54,17 @@ impl Driver {
 
     /// Sends what the engine has put out.
     pub fn send(&mut self) {
-        if self.output.packets.is_empty() {
+        if self.output.packets.is_empty() && self.output.due.is_empty() {
             return;
         }
         let mut refused: Vec<(Option<ProbeId>, i32)> = Vec::new();
         self.transport.send(&self.output.packets, |probe, errno| refused.push((probe, errno)));
+        let probes = self.output.packets.iter().filter(|packet| packet.probe.is_some()).count();
+        let left = probes > refused.iter().filter(|(probe, _)| probe.is_some()).count();
         self.output.packets.clear();
+        if probes > 0 || !self.output.due.is_empty() {
+            self.engine.offered(left, now(), &mut self.output);
+        }
         for (probe, errno) in refused {
             match probe {
                 Some(probe) => self.engine.not_sent(probe, Detail::Refused(errno), now(), &mut self.output),

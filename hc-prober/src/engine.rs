@@ -38,6 +38,10 @@ const SHORTEST: Duration = Duration::from_millis(1);
 /// So many probes leave in one poll: their answers fit in the capture's ring many times.
 const SEND_LIMIT: usize = 1024;
 
+/// See [`Engine::patience`]: so many intervals, but no less than this.
+const PATIENT_INTERVALS: u32 = 3;
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
+
 /// A check, and where its packets go.
 #[derive(Clone, Debug)]
 pub struct Planned {
@@ -54,6 +58,8 @@ pub struct Output {
     pub packets: Batch,
     /// Verdicts that changed.
     pub transitions: Vec<(CheckKey, Change)>,
+    /// When the probes among them were to leave.
+    pub due: Vec<Monotonic>,
     /// Each probe's result, as it becomes known.
     pub findings: Vec<(ProbeId, Finding)>,
 }
@@ -62,6 +68,7 @@ impl Output {
     /// Empties it, keeping the memory.
     pub fn clear(&mut self) {
         self.packets.clear();
+        self.due.clear();
         self.transitions.clear();
         self.findings.clear();
     }
@@ -87,6 +94,8 @@ pub struct Engine {
     changes: Vec<Change>,
     /// How much data echo requests carry, in bytes; at least the cookie.
     echo_data: usize,
+    refused_since: Option<Monotonic>,
+    patience: Duration,
 }
 
 impl Engine {
@@ -106,6 +115,8 @@ impl Engine {
             counters: Counters::default(),
             changes: Vec::new(),
             echo_data: 0,
+            refused_since: None,
+            patience: LEAST_PATIENCE,
         }
     }
 
@@ -142,6 +153,11 @@ impl Engine {
             }
         }
         self.share_rations();
+        let shortest = self.subjects().map(|subject| subject.check.timing.interval).min();
+        self.patience = shortest.map_or(LEAST_PATIENCE, |interval| LEAST_PATIENCE.max(interval * PATIENT_INTERVALS));
+        if shortest.is_none() {
+            self.refused_since = None;
+        }
     }
 
     /// A shorter interval holds from now on, not from the end of the longer one.
@@ -188,6 +204,32 @@ impl Engine {
         Some(number)
     }
 
+    /// The packets in `out` have been offered to the kernel, which took some probe (`left`) or none.
+    pub fn offered(&mut self, left: bool, now: Monotonic, out: &mut Output) {
+        for at in out.due.drain(..) {
+            self.counters.lag.record(now.since(at));
+        }
+        self.refused_since = if left { None } else { self.refused_since.or(Some(now)) };
+    }
+
+    /// Since when no probe has left although some were to; `None`: the last one has, or there was none.
+    #[must_use]
+    pub fn refused_since(&self) -> Option<Monotonic> {
+        self.refused_since
+    }
+
+    /// When the next probe is to leave.
+    #[must_use]
+    pub fn next_send(&self) -> Option<Monotonic> {
+        self.sends.next_due()
+    }
+
+    /// How long no probe may leave, while some are due, before that is a fault of ours: several of the shortest intervals.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// When [`Self::poll`] has something to do next.
     #[must_use]
     pub fn next_due(&self) -> Option<Monotonic> {
@@ -217,8 +259,7 @@ impl Engine {
         // From the time that was planned, so that delays do not add up; from now after a long stall.
         let next = Some(at + interval).filter(|next| *next > now).unwrap_or(now + interval);
         self.schedule(number, next);
-        let lag = u64::try_from(now.since(at).as_micros()).unwrap_or(u64::MAX);
-        self.counters.lag_max_us = self.counters.lag_max_us.max(lag);
+        out.due.push(at);
         self.launch(number, now, out);
     }
 
@@ -235,14 +276,12 @@ impl Engine {
             return self.not_sent(probe, detail, now, out);
         }
         self.expiries.push(now + timeout, probe);
-        if let Some(subject) = self.subject(number) {
-            subject.last_run = Some(now);
-        }
     }
 
     /// The kernel refused a probe. That is our side's fault and proves nothing about the real.
     pub fn not_sent(&mut self, probe: ProbeId, detail: Detail, now: Monotonic, out: &mut Output) {
-        if self.subject(probe.check).is_some_and(|subject| subject.is_open(probe.serial)) {
+        if let Some(subject) = self.subject(probe.check).filter(|subject| subject.is_open(probe.serial)) {
+            subject.last_run = subject.ran_before;
             self.counters.sent = self.counters.sent.saturating_sub(1);
         }
         match detail {

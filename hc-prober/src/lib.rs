@@ -24,6 +24,7 @@ pub mod driver;
 pub mod ends;
 pub mod engine;
 pub mod finding;
+pub mod lag;
 pub mod lane;
 pub mod plan;
 pub mod ration;
@@ -39,10 +40,12 @@ pub mod state;
 pub mod subject;
 pub mod time;
 pub mod transport;
+pub mod watchdog;
 
 pub use crate::{
     check::{Check, CheckKey, Kind, Timing},
     report::{CheckStatus, Counters, Reason, Severity, State, Transition},
     runner::{Error, Prober},
     settings::{OuterSource, Settings},
+    watchdog::Condition,
 };

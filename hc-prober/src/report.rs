@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Serialize, Serializer};
 
-use crate::check::CheckKey;
+use crate::{check::CheckKey, lag::Lag};
 
 /// The verdict on a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -195,6 +195,7 @@ pub struct Counters {
     pub malformed: u64,
     /// Packets that the capture had to leave to the kernel because the ring was full.
     pub ring_full: u64,
-    /// How late the most belated probe was started, in microseconds.
-    pub lag_max_us: u64,
+    /// How late probes left, compared with their schedule.
+    #[serde(flatten)]
+    pub lag: Lag,
 }

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io,
     os::fd::{AsFd, OwnedFd},
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, SystemTime},
 };
@@ -27,6 +28,7 @@ use crate::{
     subject::Subject,
     time::Monotonic,
     transport::Transport,
+    watchdog::{Condition, Pulse, Watchdog},
 };
 
 /// How often routes that were missing are looked for again, and addresses no longer needed are given back.
@@ -34,6 +36,9 @@ const REFRESH: Duration = Duration::from_secs(1);
 
 /// How long answers to the last probes are awaited at the end, so that no real is left half-open.
 const LINGER: Duration = Duration::from_millis(100);
+
+/// How long an answer of the prober's thread is awaited, which may hang.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// The longest sleep; nothing depends on it.
 const IDLE: Duration = Duration::from_hours(1);
@@ -78,6 +83,8 @@ pub struct Prober {
     /// `None` only while dropping: the thread ends when nobody can command it any more.
     commands: Option<mpsc::UnboundedSender<Command>>,
     thread: Option<JoinHandle<()>>,
+    pulse: Arc<Pulse>,
+    _watchdog: Watchdog,
 }
 
 impl Prober {
@@ -100,11 +107,13 @@ impl Prober {
         let (outbox, transitions) = mpsc::unbounded_channel();
         let (started, outcome) = std::sync::mpsc::sync_channel(1);
         // A new thread begins in its creator's network namespace.
+        let pulse = Arc::new(Pulse::default());
+        let beating = Arc::clone(&pulse);
         let body = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             match runtime {
                 Ok(runtime) => runtime.block_on(async move {
-                    match Runner::new(settings, driver, inbox, outbox) {
+                    match Runner::new(settings, driver, beating, inbox, outbox) {
                         Ok(runner) => {
                             let _ = started.send(Ok(()));
                             runner.run().await;
@@ -118,7 +127,8 @@ impl Prober {
         let thread = std::thread::Builder::new().name("prober".into()).spawn(body).map_err(Error::Thread)?;
         let ended = |_| Err(Error::Thread(io::ErrorKind::BrokenPipe.into()));
         outcome.recv().unwrap_or_else(ended)?;
-        Ok((Self { commands: Some(commands), thread: Some(thread) }, transitions))
+        let watchdog = Watchdog::start(Arc::clone(&pulse)).map_err(Error::Thread)?;
+        Ok((Self { commands: Some(commands), thread: Some(thread), pulse, _watchdog: watchdog }, transitions))
     }
 
     /// Replaces the checks. Those that stay keep their state.
@@ -126,18 +136,27 @@ impl Prober {
         self.tell(Command::Set(checks));
     }
 
-    /// Where each check stands; empty once the prober has ended.
+    /// Where each check stands; empty once the prober has ended, or if it does not answer within a second.
     pub async fn status(&self) -> Vec<CheckStatus> {
-        let (reply, answer) = oneshot::channel();
-        self.tell(Command::Status(reply));
-        answer.await.unwrap_or_default()
+        self.ask(Command::Status).await
     }
 
-    /// What has been sent and received since the start.
+    /// What has been sent and received since the start; zero once the prober has ended, or if it does not answer within a
+    /// second.
     pub async fn counters(&self) -> Counters {
+        self.ask(Command::Counters).await
+    }
+
+    /// Whether it does its work. Its thread is not asked, which may hang.
+    #[must_use]
+    pub fn condition(&self) -> Condition {
+        self.pulse.condition(now())
+    }
+
+    async fn ask<T: Default>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> T {
         let (reply, answer) = oneshot::channel();
-        self.tell(Command::Counters(reply));
-        answer.await.unwrap_or_default()
+        self.tell(command(reply));
+        tokio::time::timeout(ANSWER, answer).await.ok().and_then(Result::ok).unwrap_or_default()
     }
 
     /// Stops the probes and detaches the capture; takes up to 100 ms.
@@ -179,6 +198,7 @@ pub fn open(settings: &Settings) -> Result<Driver, Error> {
 struct Runner {
     settings: Settings,
     driver: Driver,
+    pulse: Arc<Pulse>,
     arrival: AsyncFd<OwnedFd>,
     watched: Watched,
     wanted: HashMap<Watch, u32>,
@@ -193,6 +213,7 @@ impl Runner {
     fn new(
         settings: Settings,
         driver: Driver,
+        pulse: Arc<Pulse>,
         inbox: mpsc::UnboundedReceiver<Command>,
         outbox: mpsc::UnboundedSender<Transition>,
     ) -> Result<Self, Error> {
@@ -202,6 +223,7 @@ impl Runner {
         Ok(Self {
             settings,
             driver,
+            pulse,
             arrival,
             watched: Watched::default(),
             wanted: HashMap::new(),
@@ -217,6 +239,7 @@ impl Runner {
         loop {
             let more = self.driver.turn();
             self.publish();
+            self.beat();
             let due = if more { Some(now()) } else { self.driver.engine.next_due() };
             let due = due.map_or(IDLE, |at| at.since(now()));
             tokio::select! {
@@ -270,6 +293,11 @@ impl Runner {
         if let Err(error) = self.watched.update(&mut self.driver.capture, &self.wanted, now()) {
             tracing::error!(%error, "some replies will not be captured");
         }
+    }
+
+    fn beat(&self) {
+        let engine = &self.driver.engine;
+        self.pulse.beat(engine.next_send(), engine.refused_since(), engine.patience());
     }
 
     fn publish(&mut self) {

@@ -127,6 +127,8 @@ pub struct Subject {
     pub since: Monotonic,
     /// When a probe was last sent.
     pub last_run: Option<Monotonic>,
+    /// The same before the last attempt.
+    pub ran_before: Option<Monotonic>,
     /// When it was last tried to send one.
     pub last_attempt: Option<Monotonic>,
     /// From the last probe that has a result to its answer; `None`: it had none.
@@ -154,6 +156,7 @@ impl Subject {
             reason: Reason::Init,
             since: now,
             last_run: None,
+            ran_before: None,
             last_attempt: None,
             rtt: None,
             next_at: None,
@@ -179,6 +182,8 @@ impl Subject {
     /// Records that probe number [`Self::next_serial`] leaves, or is to.
     pub fn launched(&mut self, now: Monotonic) {
         self.last_attempt = Some(now);
+        self.ran_before = self.last_run;
+        self.last_run = Some(now);
         self.window.push_back(Pending { sent_at: now, echoed: false, hint: None, mismatched: false, result: None });
     }
 

@@ -99,6 +99,29 @@ pub struct ProberStatus {
     pub late: u64,
     /// How far behind its schedule a probe was sent at most, since the start, in microseconds.
     pub lag_us: u64,
+    /// Half of the probes were sent no later than this, in microseconds; the end of a bucket of a histogram, so up to twice
+    /// the truth.
+    pub lag_p50_us: u64,
+    /// The same of 99 in a hundred.
+    pub lag_p99_us: u64,
+    /// Probes and resets that could not be sent: faults of this host, never a real's failure.
+    pub send_errors: u64,
+    /// Whether it does its work. Unless it is running, verdicts are out of date.
+    pub state: ProberState,
+}
+
+/// Whether the prober does its work.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProberState {
+    /// Probes leave, or none is due.
+    #[default]
+    Running,
+    /// Probes have been due for several intervals and none was tried: it hangs, or has far too much to do. The prober's
+    /// numbers may then be 0.
+    Stalled,
+    /// All probes of several intervals failed to leave: a fault of this host.
+    NotSending,
 }
 
 /// A VIP in one line.

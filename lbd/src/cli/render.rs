@@ -7,7 +7,8 @@ use jiff::Timestamp;
 
 use crate::config::VipKey;
 use crate::model::{
-    Admin, Finding, Health, Phase, RealRow, ReloadResult, Stats, Status, TrackedStats, Verdict, VipRow, WhyRow, XdpMode,
+    Admin, Finding, Health, Phase, ProberState, RealRow, ReloadResult, Stats, Status, TrackedStats, Verdict, VipRow,
+    WhyRow, XdpMode,
 };
 
 /// How to draw.
@@ -81,14 +82,31 @@ fn head(status: &Status, style: Style) -> String {
     lines.push((
         "prober",
         format!(
-            "{} checks, {} probes sent, {} forged, {} late, lag {} us",
-            prober.checks, prober.sent, prober.forged, prober.late, prober.lag_us
+            "{}{} checks, {} probes sent, {} not sent, {} forged, {} late, lag p50 {} us, p99 {} us, max {} us",
+            prober_state(prober.state),
+            prober.checks,
+            prober.sent,
+            prober.send_errors,
+            prober.forged,
+            prober.late,
+            prober.lag_p50_us,
+            prober.lag_p99_us,
+            prober.lag_us
         ),
     ));
     lines.into_iter().fold(String::new(), |mut text, (name, value)| {
         let _ = writeln!(text, "{name:11}{value}");
         text
     })
+}
+
+/// Only what is wrong.
+fn prober_state(state: ProberState) -> &'static str {
+    match state {
+        ProberState::Running => "",
+        ProberState::Stalled => "STALLED: ",
+        ProberState::NotSending => "NOT SENDING: ",
+    }
 }
 
 fn phase(phase: Phase) -> &'static str {

@@ -114,7 +114,16 @@ fn some_status() -> Status {
         },
         interfaces: vec![InterfaceStatus { name: "eth0".into(), mode: XdpMode::Native, attached: true }],
         program: Some(ProgramStatus { id: 17, verified_insns: Some(4521) }),
-        prober: ProberStatus { checks: 6, sent: 1234, forged: 0, late: 2, lag_us: 120 },
+        prober: ProberStatus {
+            checks: 6,
+            sent: 1234,
+            forged: 0,
+            late: 2,
+            lag_us: 120,
+            lag_p50_us: 63,
+            lag_p99_us: 120,
+            ..ProberStatus::default()
+        },
         vips: vec![VipSummary { vip: VIP, protocol: Protocol::Tcp, port: 80, reals_up: 3, reals_total: 3 }],
         rings: vec![RingStatus {
             vip: VIP,
@@ -196,7 +205,7 @@ config     /etc/lbd/lbd.toml revision 3, loaded 59s ago
            3 | x
 interface  eth0 native, attached
 program    id 17, 4521 instructions verified
-prober     6 checks, 1234 probes sent, 0 forged, 2 late, lag 120 us
+prober     6 checks, 1234 probes sent, 0 not sent, 0 forged, 2 late, lag p50 63 us, p99 120 us, max 120 us
 
 VIP                 UP   SLOTS                DIGEST
 198.19.10.1:80/tcp  3/3  16384, wanted 32768  9f86d081884c7d65

@@ -5,13 +5,13 @@ use crate::{
     config::VipKey,
     data_plane::{Error, Mode, Report},
     model::{
-        Admin, ConfigStatus, Health, InterfaceStatus, Phase, ProberStatus, ProgramStatus, RealRow, RealStats,
-        ReasonStats, RingShare, RingStatus, Stats, Status, TrackedStats, Verdict, VipRow, VipStats, VipSummary,
-        XdpMode,
+        Admin, ConfigStatus, Health, InterfaceStatus, Phase, ProberState, ProberStatus, ProgramStatus, RealRow,
+        RealStats, ReasonStats, RingShare, RingStatus, Stats, Status, TrackedStats, Verdict, VipRow, VipStats,
+        VipSummary, XdpMode,
     },
     service::Service,
 };
-use hc_prober::{CheckStatus, State};
+use hc_prober::{CheckStatus, Condition, State};
 use jiff::Timestamp;
 use lb_ebpf::{
     counter::{Action, Counter, FlowEvent, Reason},
@@ -66,7 +66,11 @@ impl Daemon {
                 sent: counters.sent,
                 forged: counters.forged,
                 late: counters.late,
-                lag_us: counters.lag_max_us,
+                lag_us: counters.lag.max_us(),
+                lag_p50_us: counters.lag.percentile_us(50),
+                lag_p99_us: counters.lag.percentile_us(99),
+                send_errors: counters.send_errors + counters.no_port,
+                state: prober_state(self.prober.condition()),
             },
             vips: self.core.services().map(summary).collect(),
             rings: self.core.services().map(|s| self.ring_status(s)).collect(),
@@ -233,6 +237,14 @@ pub(super) fn health(state: State) -> Health {
         State::Init => Health::Init,
         State::Up => Health::Up,
         State::Down(_) => Health::Down,
+    }
+}
+
+fn prober_state(condition: Condition) -> ProberState {
+    match condition {
+        Condition::Running => ProberState::Running,
+        Condition::Stalled => ProberState::Stalled,
+        Condition::NotSending => ProberState::NotSending,
     }
 }
 

@@ -55,6 +55,13 @@ impl Pinned {
         sched_setaffinity(Pid::from_raw(0), &one).context("pinning to a CPU")?;
         Ok(Self { before })
     }
+
+    /// The other CPUs, as a mask in hexadecimal; if there is none, this one. Of 64 CPUs at most.
+    pub(crate) fn others(&self) -> String {
+        let all = allowed(&self.before).filter(|cpu| *cpu < 64).fold(0_u64, |mask, cpu| mask | 1 << cpu);
+        let others = all & !all.checked_ilog2().map_or(0, |last| 1 << last);
+        format!("{:x}", if others == 0 { all } else { others })
+    }
 }
 
 impl Drop for Pinned {

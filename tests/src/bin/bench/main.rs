@@ -8,6 +8,7 @@ mod harness;
 mod live_frames;
 mod machine;
 mod packet;
+mod probe;
 mod prober;
 mod rows;
 mod sample;
@@ -40,6 +41,8 @@ enum Subject {
     Packet,
     /// Checks a second
     Prober,
+    /// Many checks at their pace: cost, lag, memory
+    Probe,
     /// Packets a second through a veth pair
     Wire,
     /// Packets that keep their real, by the number of sessions
@@ -54,6 +57,8 @@ struct Results {
     packet: Option<packet::Results>,
     #[serde(flatten)]
     prober: Option<prober::Results>,
+    #[serde(flatten)]
+    probe: Option<probe::Results>,
     #[serde(flatten)]
     wire: Option<wire::Results>,
     #[serde(flatten)]
@@ -74,20 +79,22 @@ fn run(arguments: &Arguments) -> Result<()> {
     let machine = Machine::here()?;
     println!("{machine}");
     let wanted = |subject| arguments.subject.is_none_or(|only| only == subject);
-    let (packets, checks, frames, sessions) = if arguments.smoke {
-        (packet::Plan::SMOKE, prober::Plan::SMOKE, wire::Plan::SMOKE, flows::Plan::SMOKE)
+    let (packets, checks, scale, frames, sessions) = if arguments.smoke {
+        (packet::Plan::SMOKE, prober::Plan::SMOKE, probe::Plan::SMOKE, wire::Plan::SMOKE, flows::Plan::SMOKE)
     } else {
-        (packet::Plan::FULL, prober::Plan::FULL, wire::Plan::FULL, flows::Plan::FULL)
+        (packet::Plan::FULL, prober::Plan::FULL, probe::Plan::FULL, wire::Plan::FULL, flows::Plan::FULL)
     };
     let packet = wanted(Subject::Packet).then(|| packet::measure(packets)).transpose()?;
     packet.iter().for_each(packet::Results::print);
     let prober = wanted(Subject::Prober).then(|| prober::measure(checks)).transpose()?;
     prober.iter().for_each(prober::Results::print);
+    let probe = wanted(Subject::Probe).then(|| probe::measure(scale)).transpose()?;
+    probe.iter().for_each(probe::Results::print);
     let wire = wanted(Subject::Wire).then(|| wire::measure(frames)).transpose()?;
     wire.iter().for_each(wire::Results::print);
     let flows = wanted(Subject::Flows).then(|| flows::measure(sessions)).transpose()?;
     flows.iter().for_each(flows::Results::print);
-    write(arguments, &Results { machine, packet, prober, wire, flows })
+    write(arguments, &Results { machine, packet, prober, probe, wire, flows })
 }
 
 fn write(arguments: &Arguments, results: &Results) -> Result<()> {
