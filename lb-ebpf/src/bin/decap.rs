@@ -158,7 +158,12 @@ fn extended(ctx: &TcContext, first: u8) -> Option<Form> {
         // Not even read for what most packets are.
         Extension::of(next, 0)?;
         // SAFETY: any octets make an array of them.
-        let [following, length, high, low, ..] = unsafe { copy::<[u8; Extension::FIXED as usize]>(ctx, at)?.0 };
+        let Some(header) = (unsafe { copy::<[u8; Extension::FIXED as usize]>(ctx, at) }) else {
+            // A first fragment that ends within its chain of headers: a tunnel packet could follow in the next, which
+            // does not tell (RFC 7112).
+            return is_fragment.then_some(Form::Fragment);
+        };
+        let [following, length, high, low, ..] = header.0;
         at += match Extension::of(next, length)? {
             Extension::Octets(octets) => octets,
             Extension::Fragment => {
