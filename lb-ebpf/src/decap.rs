@@ -99,7 +99,7 @@ pod!(Address, MssLimits);
 /// What happened to a packet that concerned the programs: the index into `COUNTERS`.
 ///
 /// [`Counter::BadSource`] drops the packet, which a kernel tunnel would take, and so does [`Counter::Failed`], since a
-/// part of its header may be gone. All but these, the first and the last leave it as it was: without a kernel tunnel
+/// part of its header may be gone, or RFC 6040 says so. All but these, the first and the last leave it as it was: without a kernel tunnel
 /// the stack answers it with ICMP protocol unreachable, or ICMPv6 parameter problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -115,7 +115,8 @@ pub enum Counter {
     Fragment = 3,
     /// Outer options or extension headers, an inner header that cannot be, or a tunnel within the tunnel.
     Malformed = 4,
-    /// The kernel refused to remove the header: dropped.
+    /// The kernel refused to remove the header, or it said Congestion Experienced around a packet that is not
+    /// ECN-capable (RFC 6040 section 4.2): dropped.
     Failed = 5,
     /// The MSS option of a VIP's SYN was lowered.
     MssClamped = 6,

@@ -75,6 +75,57 @@ fn ipv4_out_of_ipv6_is_ipv4_to_captures_as_well() {
     assert_eq!(packet[..length], echo(VIP));
 }
 
+const ECT_0: u8 = 2;
+const CE: u8 = 3;
+
+fn marked(mut packet: Vec<u8>, ecn: u8) -> Vec<u8> {
+    if packet[0] >> 4 == 6 {
+        packet[1] |= ecn << 4;
+        return packet;
+    }
+    let (mut header, payload) = Ipv4Header::from_slice(&packet).unwrap();
+    header.ecn = ecn.try_into().unwrap();
+    lab::with_header(&header, payload)
+}
+
+/// What a router on the way to the real marked, the receiver must learn (RFC 6040 section 4.2).
+#[test]
+fn congestion_marked_on_the_outer_header_reaches_the_inner_packet() {
+    let lab = dual("");
+    let arrives = |packet: Vec<u8>, ethertype, wanted: Vec<u8>| {
+        let mut capture = within(&lab.real, move || packet_socket(ethertype));
+        capture.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        within(&lab.client, move || lab::send(&packet));
+        let mut buffer = [0; 2048];
+        // Neighbour discovery may come between.
+        loop {
+            let length = capture.read(&mut buffer).expect("the decapsulated packet");
+            if buffer[..length] == wanted {
+                break;
+            }
+        }
+    };
+    let (ecn4, ecn6) = (|ecn| marked(echo(VIP), ecn), |ecn| marked(echo6(VIP6), ecn));
+    for (outer, inner) in [(0, ECT_0), (ECT_0, 0), (CE, ECT_0), (CE, CE)] {
+        let after = if outer == CE { CE } else { inner };
+        arrives(marked(lab::ipip(lab::CLIENT, &ecn4(inner)), outer), libc::ETH_P_IP, ecn4(after));
+        arrives(marked(in_ipv6(IPV4, &ecn4(inner)), outer), libc::ETH_P_IP, ecn4(after));
+        arrives(marked(in_ipv6(IPV6, &ecn6(inner)), outer), libc::ETH_P_IPV6, ecn6(after));
+    }
+    assert_eq!((lab.counter("decapsulated"), lab.counter("failed")), (12, 0));
+}
+
+#[test]
+fn congestion_that_the_inner_packet_cannot_tell_drops_it() {
+    let lab = dual("");
+    let ipv4 = [marked(lab::ipip(lab::CLIENT, &echo(VIP)), CE), marked(in_ipv6(IPV4, &echo(VIP)), CE)];
+    for packet in ipv4 {
+        lab.no_answer(packet, Protocol::ICMPV4, echo_reply_from(VIP));
+    }
+    lab.no_answer6(marked(in_ipv6(IPV6, &echo6(VIP6)), CE), echo_reply6_from(VIP6));
+    assert_eq!((lab.counter("decapsulated"), lab.counter("failed")), (0, 3));
+}
+
 #[test]
 fn echo_to_host_address_through_tunnel_is_answered() {
     let lab = dual("");

@@ -24,7 +24,7 @@ use aya_ebpf::{
         BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
         bpf_hdr_start_off::BPF_HDR_START_NET,
     },
-    helpers::generated::bpf_skb_load_bytes_relative,
+    helpers::generated::{bpf_skb_ecn_set_ce, bpf_skb_load_bytes_relative},
     macros::{classifier, map},
     maps::{HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
     programs::TcContext,
@@ -59,6 +59,8 @@ struct Outer {
     destination: Address,
     /// Octets of header and payload.
     total: u32,
+    /// A router on the way marked it Congestion Experienced (RFC 3168 section 5).
+    congested: bool,
     form: Form,
 }
 
@@ -132,7 +134,8 @@ fn tunnel4(ctx: &TcContext) -> Option<Outer> {
         _ => Form::Extended,
     };
     let (source, destination) = (Address::ipv4(header.source), Address::ipv4(header.destination));
-    Some(Outer { source, destination, total: header.total_length(), form })
+    let congested = is_congested(header.tos);
+    Some(Outer { source, destination, total: header.total_length(), congested, form })
 }
 
 #[inline(always)]
@@ -145,7 +148,15 @@ fn tunnel6(ctx: &TcContext) -> Option<Outer> {
         next => extended(ctx, next)?,
     };
     let (source, destination) = (Address::ipv6(header.source), Address::ipv6(header.destination));
-    Some(Outer { source, destination, total: header.total_length(), form })
+    // The traffic class begins in the middle of the first octet.
+    let congested = is_congested(header.version_class_flow[1] >> 4);
+    Some(Outer { source, destination, total: header.total_length(), congested, form })
+}
+
+#[inline(always)]
+fn is_congested(traffic_class: u8) -> bool {
+    const CE: u8 = 0b11;
+    traffic_class & CE == CE
 }
 
 /// Follows the extension headers after an IPv6 header; `None`: what they lead to is no tunnel packet.
@@ -221,7 +232,15 @@ fn decapsulate(ctx: &TcContext, outer: &Outer) -> Counter {
         Form::Ipv4InIpv6 => strip_to_ipv4(ctx),
         _ => strip(ctx, IPV6),
     };
-    if stripped.is_some() { Counter::Decapsulated } else { Counter::Failed }
+    if stripped.is_some() && keep_congestion(ctx, outer) { Counter::Decapsulated } else { Counter::Failed }
+}
+
+/// The outer header's Congestion Experienced is the inner packet's from now on. `false`: that one's sender would not
+/// understand it, and "the decapsulator MUST drop the packet" (RFC 6040 section 4.2).
+#[inline(always)]
+fn keep_congestion(ctx: &TcContext, outer: &Outer) -> bool {
+    // SAFETY: the context is valid for the program's run.
+    !outer.congested || unsafe { bpf_skb_ecn_set_ce(ctx.as_ptr().cast()) } == 1
 }
 
 /// Where the packet goes that an outer header of `OUTER` octets carries; `total` is the length of both.

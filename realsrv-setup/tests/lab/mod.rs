@@ -221,7 +221,7 @@ pub(crate) fn packet_socket(ethertype: libc::c_int) -> Socket {
 }
 
 /// To the real, as it is: the packet brings its own header (`IPPROTO_RAW`).
-fn send(packet: &[u8]) {
+pub(crate) fn send(packet: &[u8]) {
     let (domain, real) = match packet[0] >> 4 {
         4 => (Domain::IPV4, SocketAddr::new(REAL.into(), 0)),
         _ => (Domain::IPV6, SocketAddr::new(REAL6.into(), 0)),
