@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     desired::{Desired, Vip},
     persist::Contents,
-    plan::Step,
+    plan::{Step, is_arp},
 };
 
 /// A network namespace: its inode means something until the next boot.
@@ -86,12 +86,17 @@ impl Journal {
     }
 
     /// Every step in the order in which to undo them: a tunnel stops taking packets first, while its guard is still
-    /// there; the rest last first.
+    /// there; the rest last first, but ARP silence at the end: one that was restored by a later `apply` is noted after
+    /// the VIPs that need it.
     #[must_use]
     pub fn backwards(&self) -> Vec<Step> {
-        let (links, others): (Vec<_>, Vec<_>) =
-            self.steps.iter().rev().cloned().partition(|step| matches!(step, Step::LinkUp { .. }));
-        [links, others].concat()
+        let mut steps: Vec<_> = self.steps.iter().rev().cloned().collect();
+        steps.sort_by_key(|step| match step {
+            Step::LinkUp { .. } => 0,
+            Step::SetSysctl { name, .. } if is_arp(name) => 2,
+            _ => 1,
+        });
+        steps
     }
 
     /// The noted step that added `vip`, if we did.

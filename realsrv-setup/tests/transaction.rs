@@ -231,3 +231,17 @@ fn arp_stays_silent_after_a_rollback_that_leaves_a_vip() {
     remove(&mut model, &mut disk, &mut journal, &[]).unwrap();
     assert_eq!(model.now, host());
 }
+
+/// The setting is noted after the VIP; the model fails if it is undone before it.
+#[test]
+fn arp_silence_that_a_later_apply_restored_goes_after_the_vip() {
+    let mut silent = host();
+    let names = ["net.ipv4.conf.all.arp_ignore", "net.ipv4.conf.all.arp_announce"];
+    silent.sysctls.extend(names.map(str::to_owned).into_iter().zip(["1".to_owned(), "2".to_owned()]));
+    let (mut model, mut disk, mut journal) = (Model::new(silent), Disk::default(), Journal::default());
+    apply(&mut model, &mut disk, &mut journal, desired(&[ONE], Decap::Ebpf)).unwrap();
+    model.now.sysctls.extend(names.map(|name| (name.to_owned(), "0".to_owned())));
+    apply(&mut model, &mut disk, &mut journal, desired(&[ONE], Decap::Ebpf)).unwrap();
+    remove(&mut model, &mut disk, &mut journal, &[]).unwrap();
+    assert_eq!(model.now, host());
+}

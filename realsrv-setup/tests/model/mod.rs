@@ -1,14 +1,18 @@
 //! A host that is only a model, and a disk: plans and journals meet them as they would meet the kernel.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::{collections::BTreeMap, convert::Infallible, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    net::IpAddr,
+};
 
 use realsrv_setup::{
     desired::{Decap, Desired, Request, Vip},
     family::Family,
     journal::Journal,
     observed::{Address, Filter, HookQdisc, Layer, Link, Observed, Slot, Support},
-    plan::{Plan, Programs, Step},
+    plan::{Plan, Programs, Step, is_arp},
     run::{self, Host, Store, Undone},
 };
 
@@ -34,11 +38,13 @@ pub(crate) struct Model {
     pub(crate) fail_undo: Option<(usize, Failure)>,
     /// This address cannot be taken away.
     pub(crate) stuck: Option<IpAddr>,
+    /// The addresses that are ours.
+    added: BTreeSet<IpAddr>,
 }
 
 impl Model {
     pub(crate) fn new(now: Observed) -> Self {
-        Self { now, executed: 0, fail: None, undone: 0, fail_undo: None, stuck: None }
+        Self { now, executed: 0, fail: None, undone: 0, fail_undo: None, stuck: None, added: BTreeSet::new() }
     }
 
     pub(crate) fn change(&mut self, step: &Step) {
@@ -56,6 +62,7 @@ impl Model {
             }
             Step::AddAddress { device, address } => {
                 let added = self::address(&device, address, Family::of(address).bits());
+                self.added.insert(address);
                 now.addresses.push(Address { host_scope: address.is_ipv4(), ..added });
             }
             Step::LinkUp { device } => self.link(&device).up = true,
@@ -108,10 +115,19 @@ impl Host for Model {
 }
 
 impl Model {
+    /// Whether a VIP is on `lo` that a step put there.
+    fn serves_ipv4(&self) -> bool {
+        let ours = |found: &Address| self.added.contains(&found.address) && found.address.is_ipv4();
+        self.now.addresses.iter().any(|found| found.device == "lo" && ours(found))
+    }
+
     fn restore(&mut self, step: &Step) -> Result<Undone, Injected> {
         match step.clone() {
             Step::SetSysctl { name, from, to } => match self.now.sysctls.get(&name) {
-                Some(now) if *now == to => drop(self.now.sysctls.insert(name, from)),
+                Some(now) if *now == to => {
+                    assert!(!is_arp(&name) || !self.serves_ipv4(), "{name} is loosened while a VIP is on lo");
+                    drop(self.now.sysctls.insert(name, from));
+                }
                 _ => return Ok(Undone::Already),
             },
             Step::LoadModule { name } => {
