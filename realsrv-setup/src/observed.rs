@@ -27,7 +27,9 @@ pub struct Link {
     pub hook: HookQdisc,
     /// The device's own `arp_ignore`: the larger of this and that of `all` counts.
     pub arp_ignore: i32,
-    /// The device's own `rp_filter`: the larger of this and that of `all` counts.
+    /// The same of `arp_announce`.
+    pub arp_announce: i32,
+    /// The same of `rp_filter`.
     pub rp_filter: i32,
 }
 
@@ -38,7 +40,9 @@ pub enum Layer {
     Ethernet,
     /// Packets to the host itself: `lo`.
     Loopback,
-    /// Something else: tunnels and the like.
+    /// Packets in packets of this family.
+    Tunnel(Family),
+    /// Something else.
     Other,
 }
 

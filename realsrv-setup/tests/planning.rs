@@ -12,14 +12,25 @@ use std::{collections::BTreeMap, net::IpAddr};
 use realsrv_setup::{
     desired::{Decap, Desired, Mss, Prefix},
     family::Family,
+    journal::Journal,
     observed::{Address, Config, Filter, Hook, HookQdisc, Layer, Link, Observed, Program, Slot, Support},
-    plan::{Programs, Refusal, Step, plan},
+    plan::{Programs, Refusal, Step, plan, plan_onto},
 };
 
 const TUNNEL: &str = Family::Ipv4.tunnel();
 
 fn link(index: u32, layer: Layer) -> Link {
-    Link { index, up: true, mtu: 1500, layer, enslaved: false, hook: HookQdisc::None, arp_ignore: 0, rp_filter: 0 }
+    Link {
+        index,
+        up: true,
+        mtu: 1500,
+        layer,
+        enslaved: false,
+        hook: HookQdisc::None,
+        arp_ignore: 0,
+        arp_announce: 0,
+        rp_filter: 0,
+    }
 }
 
 fn host() -> Observed {
@@ -84,7 +95,9 @@ fn arp_is_silenced_before_the_vip_appears_and_decap_comes_last() {
 
 #[test]
 fn settings_that_are_as_silent_are_left() {
-    for (ignore, announce, changes) in [("1", "2", 0), ("2", "2", 0), ("8", "2", 0), ("4", "2", 1), ("0", "1", 2)] {
+    for (ignore, announce, changes) in
+        [("1", "2", 0), ("2", "2", 0), ("8", "2", 0), ("1", "3", 1), ("4", "2", 1), ("0", "1", 2)]
+    {
         let mut host = host();
         host.sysctls.insert("net.ipv4.conf.all.arp_ignore".to_owned(), ignore.to_owned());
         host.sysctls.insert("net.ipv4.conf.all.arp_announce".to_owned(), announce.to_owned());
@@ -123,6 +136,68 @@ fn device_that_answers_arp_by_its_own_setting_is_refused() {
     host.links.get_mut("eth0").unwrap().arp_ignore = 3;
     host.addresses.push(address("lo", "198.19.10.1", 32));
     assert!(plan(&desired(), &host).is_err());
+}
+
+#[test]
+fn device_that_asks_for_vips_by_its_own_setting_is_refused() {
+    for (own, refused) in [(0, false), (2, false), (3, true)] {
+        let mut host = host();
+        host.links.get_mut("eth0").unwrap().arp_announce = own;
+        let refusal = Refusal::AsksForVips { device: "eth0".to_owned(), value: own };
+        assert_eq!(plan(&desired(), &host) == Err(refusal), refused, "{own}");
+    }
+}
+
+/// No tunnel of the kernel takes IPv4 in IPv6.
+#[test]
+fn ipv4_vip_behind_ipv6_sources_only_needs_the_program() {
+    let host = Observed { tunnels: loadable(), ..host() };
+    let ipv6 = Desired { lb_sources: ["fd00:18:9::/64".parse().unwrap()].into(), ..desired() };
+    assert!(slots(&installed(&ipv6, &host)).contains(&("eth0", Program::Decap)));
+    let ipip = Desired { decap: Decap::Ipip, ..ipv6 };
+    assert_eq!(plan(&ipip, &host), Err(Refusal::NoTunnelAcross));
+    let both = ["198.18.9.0/24", "fd00:18:9::/64"].map(|source| source.parse().unwrap()).into();
+    let both = Desired { lb_sources: both, ..desired() };
+    let warnings = |decap| warnings(&Desired { decap, ..both.clone() }, &host);
+    assert!(warnings(Decap::Ipip).contains("drop IPv4 packets that arrive in IPv6"));
+    assert_eq!(warnings(Decap::Ebpf), "");
+}
+
+fn warnings(desired: &Desired, host: &Observed) -> String {
+    plan(desired, host).unwrap().warnings.join("; ")
+}
+
+#[test]
+fn open_decapsulator_is_warned_about() {
+    assert!(warnings(&desired(), &host()).contains("no --lb-source: anybody may tunnel"));
+    assert_eq!(warnings(&restricted(Decap::Ebpf), &host()), "");
+}
+
+/// One device is the way back to everybody.
+#[test]
+fn strict_reverse_path_filter_is_warned_about_where_a_route_may_lead_elsewhere() {
+    let mut host = host_of_many_devices();
+    host.links.get_mut("eth0").unwrap().rp_filter = 1;
+    assert_eq!(warnings(&restricted(Decap::Ebpf), &host), "");
+    host.addresses.push(address("eth1", "198.18.2.2", 24));
+    assert!(warnings(&restricted(Decap::Ebpf), &host).contains("eth0 has rp_filter=1"));
+    host.sysctls.insert("net.ipv4.conf.all.rp_filter".to_owned(), "2".to_owned());
+    assert_eq!(warnings(&restricted(Decap::Ebpf), &host), "", "loose is larger");
+}
+
+#[test]
+fn tunnels_of_others_are_warned_about_where_sources_are_restricted() {
+    let mut host = host();
+    host.links.insert("ipip7".to_owned(), link(7, Layer::Tunnel(Family::Ipv4)));
+    host.links.insert(TUNNEL.to_owned(), link(8, Layer::Tunnel(Family::Ipv4)));
+    let before = warnings(&restricted(Decap::Ebpf), &host);
+    assert!(["ipip7", TUNNEL].iter().all(|name| before.contains(&format!("the tunnel {name} was up"))), "{before}");
+    let up = Step::LinkUp { device: TUNNEL.to_owned() };
+    let noted = Journal { steps: vec![up], ..Journal::default() };
+    host.tunnels.insert(Family::Ipv4, Support::Present);
+    host.sysctls.insert(format!("net.ipv4.conf.{TUNNEL}.rp_filter"), "2".to_owned());
+    let ours = plan_onto(&noted, &restricted(Decap::Ipip), &host).unwrap().warnings.join("; ");
+    assert!(ours.contains("ipip7") && !ours.contains(TUNNEL), "{ours}");
 }
 
 #[test]

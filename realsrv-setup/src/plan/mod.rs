@@ -7,6 +7,7 @@ mod files;
 mod programs;
 mod settings;
 mod step;
+mod warnings;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,6 +20,7 @@ use self::{
     programs::{program_items, programs},
     settings::{setting_items, tunnel_items, tunnel_up},
     step::address_on,
+    warnings::warnings,
 };
 use crate::{
     desired::{Decap, Desired, Vip},
@@ -96,8 +98,19 @@ pub enum Refusal {
          `sysctl net/ipv4/conf/{device}/arp_ignore=0` (the larger of a device's value and all's counts)"
     )]
     AnswersArp { device: String, value: i32 },
+    #[error(
+        "{device} has arp_announce={value}, with which it asks in the name of VIPs: \
+         `sysctl net/ipv4/conf/{device}/arp_announce=2` (the larger of a device's value and all's counts, and above 2 \
+         it counts as 0)"
+    )]
+    AsksForVips { device: String, value: i32 },
     #[error("IPv6 is disabled on lo ({LO_DISABLE_IPV6}), where {0} must be: enable it first")]
     Ipv6Disabled(Vip),
+    #[error(
+        "a load balancer with IPv6 sources only (--lb-source) puts IPv4 into IPv6, which the kernel's tunnels do not \
+         take: use --decap ebpf (or auto), or name its IPv4 sources"
+    )]
+    NoTunnelAcross,
     #[error("this kernel has no {0} module: use --decap ebpf (or auto)")]
     NoTunnel(&'static str),
     #[error(
@@ -123,6 +136,10 @@ pub enum Refusal {
 /// # Errors
 /// [`Refusal`]: nothing should be changed.
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Refusal> {
+    plan_onto(&Journal::default(), desired, observed)
+}
+
+fn compare(noted: &Journal, desired: &Desired, observed: &Observed) -> Result<Plan, Refusal> {
     refuse_vips(desired, observed)?;
     let devices = devices(desired, observed)?;
     let tunnels = kernel_tunnels(desired, observed)?;
@@ -138,7 +155,8 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Refusal> {
     program_items(observed, wanted, &mut items)?;
     items.extend(tunnels.iter().map(|&family| tunnel_up(family, observed)));
     file_items(desired, observed, &tunnels, &mut items);
-    Ok(Plan { items, obsolete: Vec::new(), warnings: warnings(desired, observed) })
+    let warnings = warnings(noted, desired, observed, &devices, &tunnels);
+    Ok(Plan { items, obsolete: Vec::new(), warnings })
 }
 
 /// Compares with what earlier steps made of the host, too: those that `desired` no longer needs are to be undone.
@@ -156,7 +174,7 @@ pub fn plan_onto(noted: &Journal, desired: &Desired, observed: &Observed) -> Res
             link.up = false;
         }
     }
-    Ok(Plan { obsolete, ..plan(desired, &without)? })
+    Ok(Plan { obsolete, ..compare(noted, desired, &without)? })
 }
 
 /// Noted steps that `desired` no longer needs, in the order in which to undo them.
@@ -239,12 +257,18 @@ pub(crate) fn devices<'a>(
 }
 
 /// The kernel's tunnels that decapsulate, one for each family of VIPs, or none: then the program does. `auto` keeps the
-/// program where it already decapsulates: a tunnel that appears later does not change the host.
+/// program where it already decapsulates: a tunnel that appears later does not change the host. No tunnel takes IPv4 in
+/// IPv6, and where load balancers have IPv6 sources only, all IPv4 comes like that.
 pub(crate) fn kernel_tunnels(desired: &Desired, observed: &Observed) -> Result<BTreeSet<Family>, Refusal> {
     let needed: BTreeSet<_> = desired.vips.iter().map(|vip| vip.family()).collect();
     let missing = needed.iter().find(|&&family| observed.tunnel(family) == Support::Absent);
     let decapsulates = |filter: &Filter| matches!(filter, Filter::Ours { program: Program::Decap, .. });
+    let sources = &desired.lb_sources;
+    let from_ipv6_only = !sources.is_empty() && sources.iter().all(|source| source.address().is_ipv6());
+    let across = from_ipv6_only && desired.serves(Family::Ipv4);
     match (desired.decap, missing) {
+        (Decap::Auto, None) if across => Ok(BTreeSet::new()),
+        (Decap::Ipip, _) if across => Err(Refusal::NoTunnelAcross),
         (Decap::Ebpf, _) | (Decap::Auto, Some(_)) => Ok(BTreeSet::new()),
         (Decap::Ipip, Some(family)) => Err(Refusal::NoTunnel(family.tunnel_module())),
         (Decap::Auto, None) if observed.filters.values().any(decapsulates) => Ok(BTreeSet::new()),
@@ -277,14 +301,4 @@ fn address(observed: &Observed, device: &str, address: IpAddr) -> Item {
 
 fn item(what: String, wanted: impl Into<String>, found: impl Into<String>, step: Option<Step>) -> Item {
     Item { what, wanted: wanted.into(), found: found.into(), step }
-}
-
-fn warnings(desired: &Desired, observed: &Observed) -> Vec<String> {
-    let forwards = |&(family, name): &(Family, &str)| {
-        desired.serves(family) && observed.sysctls.get(name).is_some_and(|value| value != "0")
-    };
-    let switches = [(Family::Ipv4, "net.ipv4.ip_forward"), (Family::Ipv6, "net.ipv6.conf.all.forwarding")];
-    let text =
-        |(_, name)| format!("{name} is on: if a VIP goes missing from lo, its packets are forwarded on, not refused");
-    switches.into_iter().filter(forwards).map(text).collect()
 }

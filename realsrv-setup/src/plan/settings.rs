@@ -23,7 +23,7 @@ pub(super) fn setting_items(
     // and never asks in the name of another (net/ipv6/ndisc.c: ndisc_recv_ns, ndisc_solicit).
     if family == Family::Ipv4 {
         items.push(arp_ignore(desired, observed)?);
-        items.push(sysctl(observed, "net.ipv4.conf.all.arp_announce", "2", |now| now >= 2)?);
+        items.push(arp_announce(observed)?);
     }
     // Milliseconds between ICMP errors to one peer: UDP checks want to hear "port closed". Kept in ticks: 10 reads as
     // 12 at 250 Hz.
@@ -47,6 +47,16 @@ fn arp_ignore(desired: &Desired, observed: &Observed) -> Result<Item, Refusal> {
     match observed.links.iter().find(answers) {
         Some((device, link)) => Err(Refusal::AnswersArp { device: device.clone(), value: link.arp_ignore }),
         None => Ok(item),
+    }
+}
+
+/// 2 alone never asks in a VIP's name: the kernel takes what is larger for 0 (`arp_solicit()` of net/ipv4/arp.c).
+fn arp_announce(observed: &Observed) -> Result<Item, Refusal> {
+    const SILENT: i32 = 2;
+    let asks = |(_, link): &(&String, &Link)| link.layer == Layer::Ethernet && link.arp_announce > SILENT;
+    match observed.links.iter().find(asks) {
+        Some((device, link)) => Err(Refusal::AsksForVips { device: device.clone(), value: link.arp_announce }),
+        None => sysctl(observed, "net.ipv4.conf.all.arp_announce", "2", |now| now == i64::from(SILENT)),
     }
 }
 

@@ -9,7 +9,10 @@ use std::{
 use futures::TryStreamExt as _;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo},
-    link::{AfSpecInet, AfSpecUnspec, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State},
+    link::{
+        AfSpecInet, AfSpecUnspec, InetDevConf, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+        LinkMessage, State,
+    },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
     route::RouteScope,
     tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption},
@@ -304,11 +307,14 @@ fn link(message: &LinkMessage, hook: HookQdisc) -> Option<(String, Link)> {
         layer: match message.header.link_layer_type {
             LinkLayerType::Ether => Layer::Ethernet,
             LinkLayerType::Loopback => Layer::Loopback,
+            LinkLayerType::Tunnel => Layer::Tunnel(Family::Ipv4),
+            LinkLayerType::Tunnel6 => Layer::Tunnel(Family::Ipv6),
             _ => Layer::Other,
         },
         enslaved: false,
         hook,
         arp_ignore: 0,
+        arp_announce: 0,
         rp_filter: 0,
     };
     for attribute in &message.attributes {
@@ -317,7 +323,11 @@ fn link(message: &LinkMessage, hook: HookQdisc) -> Option<(String, Link)> {
             LinkAttribute::Mtu(octets) => link.mtu = *octets,
             LinkAttribute::Controller(index) => link.enslaved = *index != 0,
             LinkAttribute::AfSpecUnspec(families) => {
-                (link.arp_ignore, link.rp_filter) = ipv4_settings(families).unwrap_or((0, 0));
+                if let Some(settings) = ipv4_settings(families) {
+                    link.arp_ignore = settings.arp_ignore;
+                    link.arp_announce = settings.arp_announce;
+                    link.rp_filter = settings.rp_filter;
+                }
             }
             _ => {}
         }
@@ -325,14 +335,14 @@ fn link(message: &LinkMessage, hook: HookQdisc) -> Option<(String, Link)> {
     Some((name?, link))
 }
 
-/// `arp_ignore` and `rp_filter`. `None`: the device has no IPv4.
-fn ipv4_settings(families: &[AfSpecUnspec]) -> Option<(i32, i32)> {
+/// `None`: the device has no IPv4.
+fn ipv4_settings(families: &[AfSpecUnspec]) -> Option<&InetDevConf> {
     let ipv4 = families.iter().find_map(|family| match family {
         AfSpecUnspec::Inet(attributes) => Some(attributes),
         _ => None,
     })?;
     ipv4.iter().find_map(|attribute| match attribute {
-        AfSpecInet::DevConf(settings) => Some((settings.arp_ignore, settings.rp_filter)),
+        AfSpecInet::DevConf(settings) => Some(settings),
         _ => None,
     })
 }

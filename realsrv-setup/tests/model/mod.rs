@@ -183,7 +183,17 @@ impl Store for Disk {
 }
 
 pub(crate) fn link(index: u32, up: bool, layer: Layer) -> Link {
-    Link { index, up, mtu: 1500, layer, enslaved: false, hook: HookQdisc::None, arp_ignore: 0, rp_filter: 0 }
+    Link {
+        index,
+        up,
+        mtu: 1500,
+        layer,
+        enslaved: false,
+        hook: HookQdisc::None,
+        arp_ignore: 0,
+        arp_announce: 0,
+        rp_filter: 0,
+    }
 }
 
 fn family_of(module: &str) -> Family {
