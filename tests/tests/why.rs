@@ -1,5 +1,5 @@
 //! Reals broken in several ways, and what lbd finds out about each by itself, and when it is asked. Needs root.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a helper that fails fails its test")]
 
 mod common;
 
