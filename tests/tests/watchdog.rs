@@ -1,5 +1,5 @@
 //! A prober that hangs does not go unnoticed. Needs root.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a helper that fails fails its test")]
 
 mod common;
 

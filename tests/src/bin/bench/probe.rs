@@ -266,7 +266,7 @@ impl Thread {
         const TICK: Duration = Duration::from_millis(10);
         let stat = fs::read_to_string(self.dir.join("stat"))?;
         let (_, numbers) = stat.rsplit_once(')').context("reading the thread's stat")?;
-        let mut ticks = numbers.split_whitespace().skip(11).map(|n| n.parse::<u32>());
+        let mut ticks = numbers.split_whitespace().skip(11).map(str::parse::<u32>);
         let mut next = || anyhow::Ok(TICK * ticks.next().context("reading the thread's stat")??);
         Ok(Cpu { user: next()?, system: next()? })
     }
@@ -274,7 +274,7 @@ impl Thread {
 
 impl Cpu {
     fn since(&self, earlier: &Self) -> Self {
-        Self { user: self.user - earlier.user, system: self.system - earlier.system }
+        Self { user: self.user.saturating_sub(earlier.user), system: self.system.saturating_sub(earlier.system) }
     }
 }
 
