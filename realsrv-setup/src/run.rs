@@ -6,7 +6,7 @@ use crate::{
     desired::{Desired, Request, Vip},
     journal::Journal,
     observed::Observed,
-    plan::{Item, Plan, Refusal, Step, is_arp, obsolete, plan_onto, plan_shared},
+    plan::{Item, Plan, Refusal, Removal, Step, is_arp, plan_onto, plan_removal},
 };
 
 /// What undoing a step came to.
@@ -258,7 +258,8 @@ fn remove_all<H: Host, S: Store>(host: &mut H, store: &mut S, journal: &mut Jour
     undo(host, store, journal, &steps)
 }
 
-/// First the programs forget the VIPs, then the addresses go: no packet is decapsulated for a VIP that is not there.
+/// With the last VIP of its family a tunnel closes first, while its guard is there. Then the programs forget the VIPs,
+/// then the addresses go: no packet is decapsulated for a VIP that is not there.
 fn remove_some<H: Host, S: Store>(
     host: &mut H,
     store: &mut S,
@@ -270,23 +271,17 @@ fn remove_some<H: Host, S: Store>(
     let mut observed = host.observe().map_err(Error::Observe)?;
     let ours = |step: &Step, address| matches!(step, Step::AddAddress { address: added, .. } if *added == address);
     observed.addresses.retain(|found| !steps.iter().any(|step| ours(step, found.address)));
-    let mut removed = Vec::new();
-    for step in plan_shared(&remaining, &observed)? {
+    let Removal { tunnels, programs, files, settings } = plan_removal(journal, &remaining, &observed);
+    let mut removed = undo(host, store, journal, &tunnels)?;
+    for step in programs.into_iter().chain(files) {
         journal.record(&step);
         store.save(journal).map_err(|error| Error::Stopped(Cause::Journal(error)))?;
         host.execute(&step).map_err(|error| Error::Stopped(Cause::Step(error)))?;
         removed.push((step.object(), Undone::Restored));
     }
-    // With the last VIP of its family a tunnel goes as well, and what else only that family needed.
-    let (tunnels, settings) = obsolete(journal, &remaining, &observed)?.into_iter().partition(is_link);
     journal.intent = Some(remaining);
-    let steps: Vec<Step> = [tunnels, steps, settings].concat();
-    removed.extend(undo(host, store, journal, &steps)?);
+    removed.extend(undo(host, store, journal, &[steps, settings].concat())?);
     Ok(removed)
-}
-
-fn is_link(step: &Step) -> bool {
-    matches!(step, Step::LinkUp { .. })
 }
 
 /// Undoes `steps` in the order given and takes them out of the journal. One that fails does not stop the others.

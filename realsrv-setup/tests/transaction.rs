@@ -9,14 +9,14 @@
 
 mod model;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use model::{Disk, Failure, Model, apply, desired, host, vip};
 use realsrv_setup::{
     desired::{Decap, Desired, Request},
     family::Family,
     journal::Journal,
-    observed::Observed,
+    observed::{Filter, Layer, Observed, Program},
     plan::{Step, plan, plan_onto},
     run::{self, remove},
 };
@@ -244,4 +244,42 @@ fn arp_silence_that_a_later_apply_restored_goes_after_the_vip() {
     apply(&mut model, &mut disk, &mut journal, desired(&[ONE], Decap::Ebpf)).unwrap();
     remove(&mut model, &mut disk, &mut journal, &[]).unwrap();
     assert_eq!(model.now, host());
+}
+
+/// During an incident a VIP must go, whatever became of the host: the next `apply` may refuse.
+#[test]
+fn a_vip_can_be_removed_from_a_host_that_drifted() {
+    let drifts: [fn(&mut Observed); 4] = [
+        |host| {
+            // A device to put programs on, which has no qdisc yet.
+            host.links.insert("eth2".to_owned(), model::link(7, true, Layer::Ethernet));
+            host.addresses.push(model::address("eth2", [198, 18, 3, 2].into(), 24));
+        },
+        |host| host.links.get_mut("eth0").unwrap().arp_ignore = 4,
+        |host| host.proxied.extend([(vip(ONE6).into(), "eth0".to_owned())]),
+        |host| host.tunnels.clear(),
+    ];
+    for (decap, drift) in [Decap::Ipip, Decap::Ebpf].into_iter().flat_map(|decap| drifts.map(|drift| (decap, drift))) {
+        let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
+        apply(&mut model, &mut disk, &mut journal, desired(&[ONE, TWO, ONE6], decap)).unwrap();
+        drift(&mut model.now);
+        let slots = model.now.filters.keys().cloned().collect::<Vec<_>>();
+        remove(&mut model, &mut disk, &mut journal, &[vip(ONE)]).unwrap();
+        assert!(!model.now.addresses.iter().any(|found| found.address == IpAddr::from(vip(ONE))));
+        assert_eq!(model.now.filters.keys().cloned().collect::<Vec<_>>(), slots, "the programs stay where they are");
+        for filter in model.now.filters.values() {
+            let Filter::Ours { program, config } = filter else { panic!("{filter:?}") };
+            assert!(*program == Program::Guard || config.vips == [TWO, ONE6].map(|text| vip(text).into()).into());
+        }
+    }
+}
+
+/// Once the guard knows one family less, anybody may tunnel in the other.
+#[test]
+fn tunnel_closes_before_its_guard_opens() {
+    let (mut model, mut disk, mut journal) = (Model::new(host()), Disk::default(), Journal::default());
+    apply(&mut model, &mut disk, &mut journal, desired(&[ONE, ONE6], Decap::Ipip)).unwrap();
+    let removed = remove(&mut model, &mut disk, &mut journal, &[vip(ONE)]).unwrap();
+    let objects: Vec<_> = removed.iter().map(|(object, _)| object.as_str()).collect();
+    assert_eq!(objects[..3], ["link tunl0", "tc programs", "address 198.19.10.1/32 on lo"]);
 }

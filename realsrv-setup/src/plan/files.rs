@@ -25,6 +25,20 @@ pub(super) fn file_items(desired: &Desired, observed: &Observed, tunnels: &BTree
     }));
 }
 
+/// Writes the files that are there and tell something else, so that what was removed is not back after a boot. Where
+/// there is no plan, since the host drifted, the settings among them stay as they are until the next `apply`.
+pub(super) fn rewritten(desired: &Desired, observed: &Observed, tunnels: &BTreeSet<Family>) -> Vec<Step> {
+    let is_there = |step: &Step| matches!(step, Step::WriteFile { from: Some(_), .. });
+    if let Ok(plan) = super::plan(desired, observed) {
+        return plan.items.into_iter().filter_map(|item| item.step).filter(is_there).collect();
+    }
+    let differs = |(path, to)| {
+        let from = observed.files.get(&path).filter(|from| **from != to)?.clone();
+        Some(Step::WriteFile { path, from: Some(from), to })
+    };
+    files(desired, tunnels, &BTreeMap::new()).into_iter().filter_map(differs).collect()
+}
+
 /// What to write so that it reads as `value`. 10 ms may read as more: in ticks.
 fn lasting(name: &str, value: &str) -> String {
     let in_ticks = Family::ALL.iter().any(|family| family.icmp_ratelimit() == name);

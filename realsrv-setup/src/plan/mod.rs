@@ -16,8 +16,8 @@ use std::{
 
 pub use self::step::{Programs, Step};
 use self::{
-    files::{file_items, is_unwanted_file},
-    programs::{program_items, programs},
+    files::{file_items, is_unwanted_file, rewritten},
+    programs::{program_items, programs, told_less},
     settings::{setting_items, tunnel_items, tunnel_up},
     step::address_on,
     warnings::warnings,
@@ -164,7 +164,7 @@ fn compare(noted: &Journal, desired: &Desired, observed: &Observed) -> Result<Pl
 /// # Errors
 /// As [`plan`].
 pub fn plan_onto(noted: &Journal, desired: &Desired, observed: &Observed) -> Result<Plan, Refusal> {
-    let obsolete = obsolete(noted, desired, observed)?;
+    let obsolete = needless(noted, desired, &kernel_tunnels(desired, observed)?);
     // Planned for the host as it is without them.
     let mut without = observed.clone();
     for step in &obsolete {
@@ -178,31 +178,38 @@ pub fn plan_onto(noted: &Journal, desired: &Desired, observed: &Observed) -> Res
 }
 
 /// Noted steps that `desired` no longer needs, in the order in which to undo them.
-///
-/// # Errors
-/// As [`plan`].
-pub fn obsolete(noted: &Journal, desired: &Desired, observed: &Observed) -> Result<Vec<Step>, Refusal> {
-    let tunnels = kernel_tunnels(desired, observed)?;
+fn needless(noted: &Journal, desired: &Desired, tunnels: &BTreeSet<Family>) -> Vec<Step> {
     let needless = |step: &Step| {
         step.serves_tunnel().is_some_and(|family| !tunnels.contains(&family))
             || step.serves().is_some_and(|family| !desired.serves(family))
-            || is_unwanted_file(step, desired, &tunnels)
+            || is_unwanted_file(step, desired, tunnels)
     };
-    Ok(noted.backwards().into_iter().filter(needless).collect())
+    noted.backwards().into_iter().filter(needless).collect()
 }
 
-/// The steps that tell what is there of programs and files about `desired`: none if it knows, or there is nothing.
-///
-/// # Errors
-/// As [`plan`].
-pub fn plan_shared(desired: &Desired, observed: &Observed) -> Result<Vec<Step>, Refusal> {
-    let steps = plan(desired, observed)?.items.into_iter().filter_map(|item| item.step);
-    let is_shared = |step: &Step| match step {
-        Step::InstallPrograms { .. } => !observed.filters.is_empty(),
-        Step::WriteFile { from, .. } => from.is_some(),
-        _ => false,
-    };
-    Ok(steps.filter(is_shared).collect())
+/// What taking VIPs away, down to `remaining`, changes besides the addresses. Refuses nothing and looks at no device:
+/// neither a host that drifted, nor a device that came since, may stand in the way of it.
+#[must_use]
+pub fn plan_removal(noted: &Journal, remaining: &Desired, observed: &Observed) -> Removal {
+    let program = observed.filters.values().any(decapsulates);
+    let served = Family::ALL.into_iter().filter(|&family| remaining.serves(family));
+    let tunnels = if program { BTreeSet::new() } else { served.collect() };
+    let (closed, settings) = needless(noted, remaining, &tunnels).into_iter().partition(Step::is_link);
+    let programs = told_less(remaining, observed, &tunnels);
+    Removal { tunnels: closed, programs, files: rewritten(remaining, observed, &tunnels), settings }
+}
+
+/// In the order in which to carry it out; the addresses go between the programs and the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// To undo: tunnels of families that have no VIP any more, while their guard is still there.
+    pub tunnels: Vec<Step>,
+    /// Makes the programs forget, where they are; `None`: there are none, or nothing to forget.
+    pub programs: Option<Step>,
+    /// What is to be read at boot from now on.
+    pub files: Vec<Step>,
+    /// To undo: what else only those families needed.
+    pub settings: Vec<Step>,
 }
 
 fn refuse_vips(desired: &Desired, observed: &Observed) -> Result<(), Refusal> {
@@ -262,7 +269,6 @@ pub(crate) fn devices<'a>(
 pub(crate) fn kernel_tunnels(desired: &Desired, observed: &Observed) -> Result<BTreeSet<Family>, Refusal> {
     let needed: BTreeSet<_> = desired.vips.iter().map(|vip| vip.family()).collect();
     let missing = needed.iter().find(|&&family| observed.tunnel(family) == Support::Absent);
-    let decapsulates = |filter: &Filter| matches!(filter, Filter::Ours { program: Program::Decap, .. });
     let sources = &desired.lb_sources;
     let from_ipv6_only = !sources.is_empty() && sources.iter().all(|source| source.address().is_ipv6());
     let across = from_ipv6_only && desired.serves(Family::Ipv4);
@@ -274,6 +280,10 @@ pub(crate) fn kernel_tunnels(desired: &Desired, observed: &Observed) -> Result<B
         (Decap::Auto, None) if observed.filters.values().any(decapsulates) => Ok(BTreeSet::new()),
         (Decap::Ipip | Decap::Auto, None) => Ok(needed),
     }
+}
+
+fn decapsulates(filter: &Filter) -> bool {
+    matches!(filter, Filter::Ours { program: Program::Decap, .. })
 }
 
 /// Whether a setting decides for which addresses the host answers ARP, or asks in their name.

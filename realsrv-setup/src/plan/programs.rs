@@ -6,7 +6,7 @@ use super::{Item, Programs, Refusal, Step, item, settings::is_open};
 use crate::{
     desired::{Desired, Mss, Prefix},
     family::Family,
-    observed::{Filter, HookQdisc, Layer, Link, Observed, Program, Slot},
+    observed::{Config, Filter, HookQdisc, Layer, Link, Observed, Program, Slot},
 };
 
 /// Octets.
@@ -40,11 +40,38 @@ pub(super) fn programs(
             wanted.config.mss.insert(name.to_owned(), limits);
         }
     }
-    wanted.config.vips = desired.vips.iter().map(|&vip| vip.into()).collect();
-    let own = observed.addresses.iter().filter(|found| found.is_lasting()).map(|found| found.address);
-    wanted.config.hosts = &own.collect() - &wanted.config.vips;
-    wanted.config.sources = sources(desired, tunnels);
+    wanted.config = Config { mss: wanted.config.mss, ..addresses(desired, observed, tunnels) };
     Ok(wanted)
+}
+
+/// What the programs are told on every device.
+fn addresses(desired: &Desired, observed: &Observed, tunnels: &BTreeSet<Family>) -> Config {
+    let vips = desired.vips.iter().map(|&vip| vip.into()).collect();
+    let own = observed.addresses.iter().filter(|found| found.is_lasting()).map(|found| found.address);
+    let hosts = &own.collect() - &vips;
+    Config { vips, hosts, sources: sources(desired, tunnels), mss: BTreeMap::new() }
+}
+
+/// The step that makes the programs, where they are, forget the VIPs that are not in `remaining`. Which programs there
+/// are, and where, does not depend on how many VIPs there are.
+pub(super) fn told_less(remaining: &Desired, observed: &Observed, tunnels: &BTreeSet<Family>) -> Option<Step> {
+    let found = installed(observed);
+    let mut mss = found.config.mss.clone();
+    for limits in mss.values_mut() {
+        limits.retain(|&family, _| remaining.serves(family));
+    }
+    let config = Config { mss, ..addresses(remaining, observed, tunnels) };
+    let to = Programs { slots: found.slots.clone(), config };
+    let needed = !found.slots.is_empty() && !told(observed, &to.config);
+    needed.then_some(Step::InstallPrograms { from: Some(found), to })
+}
+
+/// Whether every program of ours knows what it should.
+fn told(observed: &Observed, wanted: &Config) -> bool {
+    observed.filters.values().all(|filter| match filter {
+        Filter::Ours { program, config } => *config == wanted.seen_by(*program),
+        Filter::Foreign(_) => true,
+    })
 }
 
 /// The outer sources that may tunnel: everybody if none are named, and in a family whose tunnel is not ours to
@@ -119,12 +146,8 @@ pub(super) fn program_items(observed: &Observed, wanted: Programs, items: &mut V
         ));
     }
     let found = installed(observed);
-    let told = observed.filters.values().all(|filter| match filter {
-        Filter::Ours { program, config } => *config == wanted.config.seen_by(*program),
-        Filter::Foreign(_) => true,
-    });
     let description = describe(&wanted);
-    let in_place = found.slots == wanted.slots && told;
+    let in_place = found.slots == wanted.slots && told(observed, &wanted.config);
     let from = (!found.slots.is_empty()).then(|| found.clone());
     // What no program of these reads cannot be read back, and is not missing.
     let found = if in_place { description.clone() } else { describe(&found) };

@@ -78,6 +78,12 @@ impl Step {
         }
     }
 
+    /// Whether it lets a tunnel take packets.
+    #[must_use]
+    pub fn is_link(&self) -> bool {
+        matches!(self, Self::LinkUp { .. })
+    }
+
     /// The family whose kernel tunnel alone needs it.
     #[must_use]
     pub fn serves_tunnel(&self) -> Option<Family> {
