@@ -35,7 +35,8 @@ pub struct LaneKey {
 pub struct Cookies(SipHasher24);
 
 /// What is proved by which field: 32 bits by a TCP acknowledgement, 64 by an echo reply, 16 (ICMPv6: 20) or more by an ICMP
-/// error's quotation. A UDP reply quotes nothing: its proof is the unpredictable source port, some 12 bits.
+/// error's quotation. A UDP reply quotes nothing: its proof is the source port: some 12 bits,
+/// of a one-shot prober at most 9.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cookie(u64);
 

@@ -207,7 +207,8 @@ impl Case {
                 }
                 _ => Step::Ask(Question::Own),
             },
-            (Question::Check, Answer::Silent(None)) if self.key.kind != Kind::Icmp => Step::Ask(Question::Vip),
+            // Whatever an error about some tunnel packet says, which may be another's.
+            (Question::Check, Answer::Silent(_)) if self.key.kind != Kind::Icmp => Step::Ask(Question::Vip),
             (_, Answer::Silent(_)) => Step::Ask(Question::Own),
             (_, Answer::Unknown(_)) => Step::Found(Code::Unknown),
         }
@@ -480,16 +481,18 @@ mod tests {
             ([Refused, Passed, Passed, Passed], 1, Code::PortClosed),
             ([Error(error(VIP, 3, 3)), Passed, Passed, Passed], 1, Code::PortClosed),
             ([SILENT, Passed, Passed, Passed], 2, Code::ServiceSilent),
+            // Of another's packet in the tunnel: it says nothing of this VIP.
+            ([NO_PROTOCOL, Passed, Passed, Passed], 2, Code::ServiceSilent),
             ([forwards, forwards, Passed, Passed], 1, Code::VipNotLocal),
             ([SILENT, SILENT, Passed, Passed], 3, Code::VipNotLocal),
-            ([NO_PROTOCOL, NO_PROTOCOL, Passed, Passed], 2, Code::VipNotLocal),
-            ([NO_PROTOCOL, NO_PROTOCOL, NO_PROTOCOL, Passed], 2, Code::DecapMissing),
-            ([NO_TUNNEL_UP, NO_TUNNEL_UP, NO_TUNNEL_UP, Passed], 2, Code::DecapMissing),
+            ([NO_PROTOCOL, NO_PROTOCOL, Passed, Passed], 3, Code::VipNotLocal),
+            ([NO_PROTOCOL, NO_PROTOCOL, NO_PROTOCOL, Passed], 3, Code::DecapMissing),
+            ([NO_TUNNEL_UP, NO_TUNNEL_UP, NO_TUNNEL_UP, Passed], 3, Code::DecapMissing),
             // The second error was not granted.
-            ([NO_PROTOCOL, SILENT, SILENT, Passed], 2, Code::DecapMissing),
+            ([NO_PROTOCOL, SILENT, SILENT, Passed], 3, Code::DecapMissing),
             ([SILENT, SILENT, SILENT, Passed], 4, Code::DecapSilent),
             ([SILENT; 4], 4, Code::HostDown),
-            ([NO_HOST, NO_HOST, NO_HOST, Error(error(ROUTER, 3, 1))], 3, Code::HostDown),
+            ([NO_HOST, NO_HOST, NO_HOST, Error(error(ROUTER, 3, 1))], 4, Code::HostDown),
             // A filter there: alive.
             ([SILENT, SILENT, SILENT, Error(error(REAL, 3, 13))], 4, Code::DecapSilent),
             ([Unknown(None); 4], 1, Code::Unknown),

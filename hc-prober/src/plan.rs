@@ -62,6 +62,10 @@ impl Planner<'_> {
                 let source = self.outer_source6(real).await.map_err(Detail::NoRoute)?;
                 let tunnel = Tunnel::V6 { source, real };
                 let source = self.inner_source(target).await.map_err(Detail::NoSource)?;
+                // The VIP is on our own `lo`, as IPVS has it: the real would answer to itself.
+                if source == target {
+                    return Err(Detail::NoSource(libc::EADDRNOTAVAIL));
+                }
                 Ok(Path { tunnel: Some(tunnel), inner: Ends::V4 { source, destination: target } })
             }
             (IpAddr::V6(real), IpAddr::V6(target)) => {
