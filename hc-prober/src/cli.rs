@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use hc_prober::{Check, CheckKey, Kind, OuterSource, Settings, Timing};
+use hc_prober::{Check, CheckKey, Kind, OuterSource, Settings, Timing, config::from_hex};
 
 /// Health checks that take the path of the traffic: through the tunnel to the real, answered from the VIP.
 #[derive(Debug, Parser)]
@@ -237,13 +237,8 @@ impl FromStr for Source {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Hex(Vec<u8>);
 
-fn hex(text: &str) -> Result<Hex, String> {
-    let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16)?.try_into().ok()).collect();
-    let digits = digits.ok_or("only the digits 0-9 and a-f are allowed")?;
-    if digits.len() % 2 != 0 {
-        return Err("an even number of digits is needed".into());
-    }
-    Ok(Hex(digits.chunks_exact(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect()))
+fn hex(text: &str) -> Result<Hex, &'static str> {
+    from_hex(text).map(Hex).ok_or("only pairs of the digits 0-9 and a-f are allowed")
 }
 
 #[cfg(test)]

@@ -167,12 +167,6 @@ impl Case {
         &self.key
     }
 
-    /// The answers so far, in order.
-    #[must_use]
-    pub fn answers(&self) -> &[(Question, Answer)] {
-        &self.answers
-    }
-
     /// Takes note of an answer.
     pub fn note(&mut self, question: Question, answer: Answer) {
         self.answers.push((question, answer));

@@ -13,7 +13,7 @@ use std::{
 
 use hc_prober::{
     Prober, Settings, route,
-    sidecar::{Board, Change, Config, Orders, Template},
+    sidecar::{Board, Change, Config, Orders},
 };
 use nix::{sys::signal, unistd::Pid};
 use tokio::{
@@ -115,19 +115,19 @@ impl Sidecar {
 
     /// A bad file leaves the running configuration in force; so does one that the prober would have to be started anew for.
     async fn reload(&mut self) {
-        let loaded = Config::load(&self.path).map_err(Error::from);
-        match loaded {
-            Ok(config) => match self.fits(&config).await {
-                Ok(()) => {
-                    self.config = config;
-                    self.configured();
-                    let (up, all) = self.board.up_of_all();
-                    say(&format!("reloaded {}: {up} of {all} reals are up", self.path.display()));
-                }
-                Err(error) => refused(&*error),
-            },
-            Err(error) => refused(&*error),
+        if let Err(error) = self.reconfigure().await {
+            say(&format!("reload refused; what runs stays in force:\n{error}"));
         }
+    }
+
+    async fn reconfigure(&mut self) -> Result<(), Error> {
+        let config = Config::load(&self.path)?;
+        self.fits(&config).await?;
+        self.config = config;
+        self.configured();
+        let (up, all) = self.board.up_of_all();
+        say(&format!("reloaded {}: {up} of {all} reals are up", self.path.display()));
+        Ok(())
     }
 
     /// Whether the prober can go on with it: it captures where it was started to, and sends from there.
@@ -165,10 +165,6 @@ impl Sidecar {
     }
 }
 
-fn refused(error: &dyn std::error::Error) {
-    say(&format!("reload refused; what runs stays in force:\n{error}"));
-}
-
 /// To people. Nobody listening is no reason to stop.
 fn say(text: &str) {
     let _ = writeln!(io::stderr(), "hc-prober: {text}");
@@ -194,7 +190,7 @@ fn printer() -> (mpsc::UnboundedSender<String>, oneshot::Receiver<io::Error>) {
 /// One command after the other, in the order of the changes.
 async fn carry_out(orders: Arc<Orders>) {
     while let Some((change, template, timeout)) = orders.next().await {
-        let words = Template::words(&template, &change);
+        let words = template.words(&change);
         if let Err(error) = execute(&words, timeout).await {
             say(&format!("{}: {error}", words.join(" ")));
         }

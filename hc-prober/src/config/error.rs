@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a configuration was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,14 @@ pub enum ConfigError {
         /// All of them for people: place, message and the line itself.
         report: String,
     },
+}
+
+/// The text of a configuration's file.
+///
+/// # Errors
+/// [`ConfigError::Unreadable`].
+pub fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_path_buf(), source })
 }
 
 impl ConfigError {

@@ -16,7 +16,7 @@ use std::{
 
 use toml::Spanned;
 
-pub use self::error::{ConfigError, Mistake};
+pub use self::error::{ConfigError, Mistake, read};
 use self::value::{Integer, Interfaces, Span};
 use crate::settings::OuterSource;
 

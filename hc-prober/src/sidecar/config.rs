@@ -14,7 +14,7 @@ use super::{Name, Protocol, Template};
 use crate::{
     Check, CheckKey, OuterSource, Timing,
     config::{
-        ConfigError, Mistake, Mistakes,
+        self, ConfigError, Mistake, Mistakes,
         check::{Clock, Spec, Table},
         optional, parse_address,
         value::{Integer, Interfaces, OneOrMany, Span},
@@ -67,9 +67,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`]: the file cannot be read, or it holds mistakes; each is shown with its line.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.to_path_buf(), source })?;
-        Self::parse(&path.display().to_string(), &text)
+        Self::parse(&path.display().to_string(), &config::read(path)?)
     }
 
     /// Checks `text`; `name` stands for the file in messages.

@@ -54,9 +54,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`]: the file cannot be read, or it holds mistakes; each is shown with its line.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.to_path_buf(), source })?;
-        Self::parse(&path.display().to_string(), &text)
+        Self::parse(&path.display().to_string(), &hc_prober::config::read(path)?)
     }
 
     /// Checks `text`; `name` stands for the file in messages.
