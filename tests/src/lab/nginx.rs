@@ -34,10 +34,10 @@ impl<'a> Nginx<'a> {
         Self { host, prefix: host.dir.join("nginx") }
     }
 
-    /// Starts nginx; connections are accepted when this returns.
+    /// Starts nginx; connections are accepted and signals obeyed when this returns.
     ///
     /// # Errors
-    /// What nginx says, for example that port 80 is taken.
+    /// What nginx says, for example that port 80 is taken; if it does not start its worker in time.
     pub fn start(&self) -> Result<()> {
         self.write_files()?;
         // A process that still serves its last connections removes its pid file when it ends:
@@ -45,7 +45,12 @@ impl<'a> Nginx<'a> {
         let start = self.current().map_or(1, |(start, _)| start + 1);
         let mut nginx = self.host.command("nginx");
         nginx.arg("-p").arg(&self.prefix).args(["-c", "nginx.conf", "-e", "error.log"]);
-        run(nginx.arg("-g").arg(format!("pid {start}.pid;"))).map(drop)
+        run(nginx.arg("-g").arg(format!("pid {start}.pid;")))?;
+        // The command returns before the master waits for signals. One that comes in between only sets a flag,
+        // which nobody looks at until the next one. The master blocks signals, then starts its worker.
+        wait_until("nginx to start its worker", BOUND, || {
+            Ok(self.current().filter(|&(now, pid)| now == start && has_child(pid)).map(drop))
+        })
     }
 
     /// Stops nginx at once (SIGTERM): connections are reset, and it has ended when this returns.
@@ -100,6 +105,10 @@ impl<'a> Nginx<'a> {
         let conf = self.prefix.join("nginx.conf");
         fs::write(&conf, configuration(&self.host.name)).map_err(file("writing", &conf))
     }
+}
+
+fn has_child(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).is_ok_and(|children| !children.is_empty())
 }
 
 /// `(7, path)` for `…/7.pid`.
