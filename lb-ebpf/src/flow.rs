@@ -1,9 +1,9 @@
 //! Tracked flows: remembered only while the ring could still give another answer for them.
 //!
-//! The table is ours, not the kernel's LRU hash: [`BUCKETS`] cache lines of [`WAYS`] words, one word an entry, 8 MiB in
-//! all. An entry is found by one load of a line and written by one store of a word. The bits of the flow hash that
-//! choose the bucket and those that the entry holds are 56 of its 64; the slot's are among the latter, so that whoever
-//! reads the table knows of each entry which slot it belongs to.
+//! The table is ours, not the kernel's LRU hash: cache lines ([`Bucket`]) of [`WAYS`] words, one word an entry; how many
+//! is the operator's choice ([`TableSize`]). An entry is found by one load of a line and written by one store of a word.
+//! It holds the top of the flow hash, and the bits below choose its bucket, from the highest on: so a table can be
+//! copied to one of another size, and whoever reads it knows of each entry which slot it belongs to.
 
 use crate::{
     real::MAX_REALS,
@@ -11,11 +11,59 @@ use crate::{
 };
 use core::sync::atomic::AtomicU64;
 
-/// Cache lines of the table.
-pub const BUCKETS: usize = 1 << BUCKET_BITS;
-const BUCKET_BITS: u32 = 17;
-/// Entries in each.
+/// Entries in a bucket.
 pub const WAYS: usize = 8;
+
+/// How many buckets a table has: a power of two, of which this is the exponent.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TableSize(u32);
+
+impl TableSize {
+    /// 8,192 entries, 64 KiB.
+    pub const MIN: Self = Self(10);
+    /// 1,048,576 entries, 8 MiB.
+    pub const DEFAULT: Self = Self(17);
+    /// 33,554,432 entries, 256 MiB.
+    pub const MAX: Self = Self(22);
+
+    /// The smallest table with at least so many entries; `None` if that is above [`TableSize::MAX`].
+    #[must_use]
+    pub const fn for_entries(entries: usize) -> Option<Self> {
+        if entries > Self::MAX.entries() {
+            return None;
+        }
+        let order = entries.div_ceil(WAYS).next_power_of_two().trailing_zeros();
+        Some(if order < Self::MIN.0 { Self::MIN } else { Self(order) })
+    }
+
+    /// The size of a table of exactly so many buckets, if one can have them.
+    #[must_use]
+    pub const fn of_buckets(buckets: usize) -> Option<Self> {
+        let order = buckets.trailing_zeros();
+        if buckets.is_power_of_two() && order >= Self::MIN.0 && order <= Self::MAX.0 { Some(Self(order)) } else { None }
+    }
+
+    /// Cache lines, 64 bytes each.
+    #[must_use]
+    pub const fn buckets(self) -> usize {
+        1 << self.0
+    }
+
+    /// Places for flows.
+    #[must_use]
+    pub const fn entries(self) -> usize {
+        self.buckets() * WAYS
+    }
+
+    /// The bucket of a flow hash: the highest bits of those that the entry does not hold.
+    #[must_use]
+    #[inline(always)]
+    pub const fn bucket_index(self, hash: u64) -> usize {
+        // Masked for the verifier's sake, and for that of a size that nobody checked.
+        ((hash & Entry::BELOW_HASH) >> (Entry::HASH_SHIFT.wrapping_sub(self.0) & 31)) as usize
+    }
+}
 
 /// When a flow was seen: ticks of 2³⁴ ns (17 s) of `CLOCK_MONOTONIC_COARSE`, which wrap after 19.5 hours.
 ///
@@ -77,6 +125,7 @@ pub struct Entry(pub u64);
 
 impl Entry {
     const HASH_SHIFT: u32 = 25;
+    const BELOW_HASH: u64 = (1 << Self::HASH_SHIFT) - 1;
     const ESTABLISHED: u64 = 1 << 24;
     const REAL_SHIFT: u32 = 12;
     const REAL_MASK: u64 = MAX_REALS as u64 - 1;
@@ -122,6 +171,12 @@ impl Entry {
     #[inline(always)]
     pub const fn real(self) -> RealId {
         ((self.0 >> Self::REAL_SHIFT) & Self::REAL_MASK) as RealId
+    }
+
+    /// The flow's hash as far as this entry and its bucket's number tell it, in a table of this size.
+    #[must_use]
+    pub const fn hash(self, bucket: usize, size: TableSize) -> u64 {
+        self.0 & !Self::BELOW_HASH | (bucket as u64) << (Self::HASH_SHIFT - size.0)
     }
 
     /// The flow's slot in a ring of this order, whichever ring that is.
@@ -172,13 +227,6 @@ impl Entry {
     pub const fn lives(self, now: Tick, idle_s: u16) -> bool {
         self.is_some() && self.age(now) <= longest_age(idle_s)
     }
-}
-
-/// The bucket of a flow hash: bits that the entry does not hold.
-#[must_use]
-#[inline(always)]
-pub const fn bucket_index(hash: u64) -> usize {
-    (hash >> (Entry::HASH_SHIFT - BUCKET_BITS)) as usize % BUCKETS
 }
 
 /// One cache line of the table: all places where a flow may be.
@@ -263,6 +311,8 @@ impl Bucket {
         Place { way: ((last ^ turn) % WAYS as u64) as usize, evicts: last >> WAYS.trailing_zeros() < Entry::LIVES_NOT }
     }
 }
+
+crate::pod!(TableSize);
 
 const _: () = assert!(size_of::<Bucket>() == 64 && size_of::<Entry>() == 8);
 const _: () = assert!(Entry::REAL_MASK << Entry::REAL_SHIFT == 0xff_f000 && longest_age(u16::MAX) < 0xf00);

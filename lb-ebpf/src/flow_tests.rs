@@ -17,6 +17,10 @@ fn real() -> impl Strategy<Value = RealId> {
     1..RealId::try_from(MAX_REALS).unwrap()
 }
 
+fn size() -> impl Strategy<Value = TableSize> {
+    (TableSize::MIN.0..=TableSize::MAX.0).prop_map(TableSize)
+}
+
 fn entry_of(class: u8, hash: u64, age: u16, now: Tick, idle_s: u16) -> Entry {
     let longest = u16::try_from(longest_age(idle_s)).unwrap();
     let entry = |age: u16| Entry::new(hash, 1, now.before(age));
@@ -55,15 +59,38 @@ proptest! {
     }
 
     #[test]
-    fn hashes_that_differ_in_any_of_56_bits_are_told_apart(hash: u64, bit in 8..64_u32, real in real(), now in tick()) {
+    fn hashes_that_differ_in_a_bit_that_counts_are_told_apart(
+        hash: u64, size in size(), bit in 0..64_u32, real in real(), now in tick(),
+    ) {
+        let lowest = Entry::HASH_SHIFT - size.0;
+        let bit = lowest + bit % (64 - lowest);
         let other = hash ^ (1 << bit);
-        let same_place = bucket_index(hash) == bucket_index(other);
+        let same_place = size.bucket_index(hash) == size.bucket_index(other);
         prop_assert!(!(same_place && Entry::new(hash, real, now).matches(other) == 1));
     }
 
     #[test]
-    fn bucket_index_of_any_hash_is_inside_the_table(hash: u64) {
-        prop_assert!(bucket_index(hash) < BUCKETS);
+    fn bucket_index_of_any_hash_is_inside_the_table(hash: u64, size in size()) {
+        prop_assert!(size.bucket_index(hash) < size.buckets());
+    }
+
+    #[test]
+    fn entry_and_its_bucket_tell_the_hash_as_far_as_they_hold_it(hash: u64, size in size(), real in real(), now in tick()) {
+        let told = Entry::new(hash, real, now).hash(size.bucket_index(hash), size);
+        prop_assert_eq!(told, hash >> (Entry::HASH_SHIFT - size.0) << (Entry::HASH_SHIFT - size.0));
+    }
+
+    #[test]
+    fn bucket_of_a_larger_table_is_among_those_that_share_the_smaller_ones_number(hash: u64, small in size(), large in size()) {
+        let (small, large) = (small.min(large), small.max(large));
+        prop_assert_eq!(large.bucket_index(hash) >> (large.0 - small.0), small.bucket_index(hash));
+    }
+
+    #[test]
+    fn table_has_the_entries_asked_for_and_less_than_twice_as_many(entries in TableSize::MIN.entries()..=TableSize::MAX.entries()) {
+        let size = TableSize::for_entries(entries).unwrap();
+        prop_assert!(size.entries() >= entries && size.entries() < 2 * entries);
+        prop_assert_eq!(TableSize::of_buckets(size.buckets()), Some(size));
     }
 
     #[test]
@@ -121,6 +148,14 @@ fn place_among_equals_differs_from_flow_to_flow() {
 }
 
 #[test]
+fn table_sizes_outside_the_bounds_are_none() {
+    assert_eq!(TableSize::for_entries(1), Some(TableSize::MIN));
+    assert_eq!(TableSize::for_entries(TableSize::MAX.entries() + 1), None);
+    let buckets = [0, 1, TableSize::MIN.buckets() / 2, TableSize::DEFAULT.buckets() + 1, TableSize::MAX.buckets() * 2];
+    assert_eq!(buckets.map(TableSize::of_buckets), [None; 5]);
+}
+
+#[test]
 fn longest_idle_time_leaves_an_hour_before_the_ticks_wrap() {
     let left = (Tick::MASK - longest_age(u16::MAX)) as f64 * TICK_S;
     assert!(left > 3600.0, "{left} s");
@@ -131,12 +166,12 @@ fn flows_with_successive_addresses_and_ports_fill_buckets_as_random_ones_would()
     let key = crate::hash::HashKey::from_seed(*b"a seed for tests");
     // As many flows as there are buckets: with randomness e⁻¹ of the buckets stay empty.
     for flow in [|n: u32| (n, 80), |n: u32| (7, n), |n: u32| (n / 512, n % 512)] {
-        let hashes = (0..1 << BUCKET_BITS).map(|n: u32| {
+        let hashes = (0..1 << TableSize::DEFAULT.0).map(|n: u32| {
             let (source, ports) = flow(n);
             crate::hash::flow_hash(&key, source.to_be(), 9, ports.to_be(), 6)
         });
-        let used: HashSet<_> = hashes.map(bucket_index).collect();
-        let empty = 1.0 - used.len() as f64 / BUCKETS as f64;
+        let used: HashSet<_> = hashes.map(|hash| TableSize::DEFAULT.bucket_index(hash)).collect();
+        let empty = 1.0 - used.len() as f64 / TableSize::DEFAULT.buckets() as f64;
         assert!(empty < 0.42, "{empty} of the buckets are empty");
     }
 }

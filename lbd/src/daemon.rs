@@ -92,6 +92,8 @@ struct Daemon {
     resolver: Resolver,
     wanted: Vec<IpAddr>,
     unresolved: Vec<IpAddr>,
+    /// Flows remembered at the last sweep.
+    remembered: Option<usize>,
     started: Timestamp,
     revision: u64,
     loaded_at: Timestamp,
@@ -112,7 +114,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let mut changes = nexthop::watch().map_err(io("watch the neighbour table"))?;
     let mut too_big = path_mtu::watch().map_err(io("listen for ICMP errors"))?;
     let resolver = Resolver::new().map_err(io("open netlink"))?;
-    let (worker, inheritance, mut outcomes) = Worker::start(options.bpffs.clone())?;
+    let (worker, inheritance, mut outcomes) = Worker::start(options.bpffs.clone(), config.node().tracked_flows())?;
     let mut settings = Settings::new(config.node().interfaces().to_vec()).map_err(io("draw the prober's secret"))?;
     settings.outer_source = config.node().outer_source();
     settings.outer_source6 = config.node().outer_source6();
@@ -135,6 +137,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         resolver,
         wanted,
         unresolved,
+        remembered: None,
         started: now,
         revision,
         loaded_at: now,
@@ -222,6 +225,7 @@ impl Daemon {
             }
             Outcome::Swept(Ok(sweep)) => {
                 tracing::debug!(living = sweep.living, cleared = sweep.cleared, "swept the tracked flows");
+                self.remembered = Some(sweep.living);
                 self.event(Event::Swept(sweep)).await;
             }
             Outcome::Swept(Err(error)) => {
@@ -297,9 +301,13 @@ impl Daemon {
             || old.outer_source() != node.outer_source()
             || old.outer_source6() != node.outer_source6()
             || old.seed() != node.seed()
+            || old.tracked_flows() != node.tracked_flows()
         {
-            return Err("[node]: interface, outer_source, outer_source6 and seed cannot change on reload; restart lbd"
-                .to_owned());
+            return Err(
+                "[node]: interface, outer_source, outer_source6, seed and tracked_flows cannot change on reload; \
+                        restart lbd"
+                    .to_owned(),
+            );
         }
         Ok(new)
     }

@@ -383,6 +383,12 @@ pub struct TrackedStats {
     /// Flows that were forgotten although they lived, to make room for others.
     #[serde(default)]
     pub evictions: u64,
+    /// Flows that were remembered at the last sweep, which is made only while flows may be; absent before the first.
+    #[serde(default)]
+    pub remembered: Option<u64>,
+    /// For how many flows there is room (`tracked_flows`).
+    #[serde(default)]
+    pub room: u64,
 }
 
 /// `POST /v1/reload`, when the new configuration was taken.

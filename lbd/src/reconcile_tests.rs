@@ -4,7 +4,7 @@ use super::*;
 use crate::config::OuterSource;
 use hc_prober::Severity;
 use lb_ebpf::{
-    flow::{BUCKETS, Bucket, Entry, Tick},
+    flow::{Bucket, Entry, TableSize, Tick},
     ring::{RING_SLOTS, Slot},
 };
 use std::fmt::Write as _;
@@ -435,7 +435,7 @@ const LATER: fn(u64) -> Instant = |s| NOW() + Duration::from_secs(s);
 /// A sweep over a table with these entries: the slot and the real of each.
 fn sweep_of(entries: &[(usize, RealId)]) -> Sweep {
     let mut table = Vec::new();
-    table.resize_with(BUCKETS, Bucket::default);
+    table.resize_with(TableSize::MIN.buckets(), Bucket::default);
     for (at, &(slot, real)) in entries.iter().enumerate() {
         table[at].store(0, Entry::new((slot as u64) << 50, real, Tick::of(0)));
     }

@@ -74,15 +74,15 @@ impl Sweep {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_ebpf::{flow::bucket_index, ring::slot_index};
+    use lb_ebpf::{flow::TableSize, ring::slot_index};
 
     const IDLE: u16 = 900;
 
     fn table(entries: &[(u64, RealId, Tick)]) -> Vec<Bucket> {
         let mut table = Vec::new();
-        table.resize_with(lb_ebpf::flow::BUCKETS, Bucket::default);
+        table.resize_with(TableSize::MIN.buckets(), Bucket::default);
         for (way, &(hash, real, seen)) in entries.iter().enumerate() {
-            table[bucket_index(hash)].store(way, Entry::new(hash, real, seen));
+            table[TableSize::MIN.bucket_index(hash)].store(way, Entry::new(hash, real, seen));
         }
         table
     }

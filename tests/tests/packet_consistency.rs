@@ -17,7 +17,7 @@ use etherparse::PacketBuilder;
 use hc_prober::{Severity, State};
 use lb_ebpf::{
     counter::FlowEvent,
-    flow::{BUCKETS, WAYS, bucket_index},
+    flow::{TableSize, WAYS},
     hash::{HashKey, flow_hash, splitmix64},
     real::RealEntry,
     ring::{RealId, Ring, RingRef, Slot},
@@ -122,8 +122,6 @@ struct World {
     now: u64,
     /// Ticks that the test's time is ahead of the kernel's.
     ahead: u64,
-    /// Flows have entries in so many buckets, the first ones.
-    buckets: usize,
     /// Whether each bucket may hold entries.
     touched: Vec<bool>,
     flows: Vec<Flow>,
@@ -169,7 +167,7 @@ fn kernel_ticks() -> u64 {
 }
 
 impl World {
-    fn new(feed: Feed, flows: usize, buckets: usize, random: u64) -> Self {
+    fn new(feed: Feed, flows: usize, table: TableSize, random: u64) -> Self {
         let directory = PathBuf::from(format!("/sys/fs/bpf/lbd-consistency-test-{}-{feed:?}", std::process::id()));
         let pool: BTreeMap<_, _> = (1..=8).map(|real| (real, FULL_WEIGHT)).collect();
         let began = Instant::now();
@@ -177,7 +175,7 @@ impl World {
         let key = HashKey::from_seed(config.node().seed());
         let (core, ops) = Core::start(config, Inheritance::default(), began);
         let mut world = Self {
-            data_plane: DataPlane::load(&directory).unwrap(),
+            data_plane: DataPlane::load(&directory, table).unwrap(),
             directory,
             core,
             feed,
@@ -190,8 +188,7 @@ impl World {
             began,
             now: 0,
             ahead: 0,
-            buckets,
-            touched: vec![false; BUCKETS],
+            touched: vec![false; table.buckets()],
             flows: Vec::new(),
             queue: BTreeMap::new(),
             clients: 0,
@@ -229,15 +226,9 @@ impl World {
         let (destination, protocol) = (VIPS[vip].2, if vip == 0 { 6 } else { 17 });
         let ports = [CLIENT_PORT.to_be_bytes(), destination.to_be_bytes()].concat();
         let ports = u32::from_ne_bytes(ports.try_into().unwrap());
-        let (client, hash) = loop {
-            self.clients += 1;
-            let (client, vip) = (self.clients.to_be(), u32::from_ne_bytes(VIP.octets()));
-            let hash = flow_hash(&self.key, client, vip, ports, protocol);
-            if bucket_index(hash) < self.buckets {
-                break (self.clients, hash);
-            }
-        };
-        Flow { vip, client, hash, real: 0, remembered: false, left }
+        self.clients += 1;
+        let hash = flow_hash(&self.key, self.clients.to_be(), u32::from_ne_bytes(VIP.octets()), ports, protocol);
+        Flow { vip, client: self.clients, hash, real: 0, remembered: false, left }
     }
 
     // What the daemon does.
@@ -465,7 +456,7 @@ impl World {
     fn send(&mut self, at: usize) {
         self.synchronise();
         let flow = self.flows[at];
-        self.touched[bucket_index(flow.hash)] = true;
+        self.touched[self.data_plane.flows().size().bucket_index(flow.hash)] = true;
         let was_there = self.is_remembered(&flow);
         let gets = self.forward(&flow);
         self.flows[at].remembered = self.is_remembered(&flow);
@@ -520,7 +511,7 @@ impl World {
     }
 
     fn is_remembered(&self, flow: &Flow) -> bool {
-        self.data_plane.flows().buckets()[bucket_index(flow.hash)].find(flow.hash) < WAYS
+        self.data_plane.flows().bucket(flow.hash).find(flow.hash) < WAYS
     }
 
     fn tracked_share(&self) -> f64 {
@@ -549,10 +540,10 @@ impl Drop for World {
     }
 }
 
-fn run(feed: Feed, flows: usize, buckets: usize, seed: u64) -> Findings {
+fn run(feed: Feed, flows: usize, table: TableSize, seed: u64) -> Findings {
     // In a debug build a table of VIPs goes over the stack several times.
     let body = move || {
-        let mut world = World::new(feed, flows, buckets, seed);
+        let mut world = World::new(feed, flows, table, seed);
         // Every flow has sent: from here on each of them has a real.
         world.pass_until(IDLE);
         for _ in 0..EVENTS {
@@ -573,7 +564,9 @@ fn run(feed: Feed, flows: usize, buckets: usize, seed: u64) -> Findings {
     let most = tracked.iter().copied().fold(0.0, f64::max);
     let Findings { packets, moved, forgotten, .. } = &findings;
     println!(
-        "{feed:?}, {buckets} buckets: {flows} flows at a time, {packets} packets, {moved} moved, {forgotten} of them evicted before"
+        "{feed:?}: {flows} flows at a time, {packets} packets, {moved} moved, {forgotten} of them evicted before from a \
+         table of {}",
+        table.entries()
     );
     println!("events: {:?}, {} of {EVENTS} in open windows", findings.events, findings.events_in_windows);
     println!("tracked: {:.1} % of the flows, at most {:.1} %", mean * 100.0, most * 100.0);
@@ -587,8 +580,8 @@ fn is_long() -> bool {
 }
 
 /// A run in which every kind of event comes, and the table is put to use.
-fn faithful(flows: usize, buckets: usize) -> Findings {
-    let findings = run(Feed::Faithful, flows, buckets, 1);
+fn faithful(flows: usize, entries: usize) -> Findings {
+    let findings = run(Feed::Faithful, flows, TableSize::for_entries(entries).unwrap(), 1);
     let kinds: BTreeSet<_> = findings.events.keys().collect();
     assert_eq!(kinds.len(), 11, "events of every kind: {kinds:?}");
     assert!(findings.events_in_windows > EVENTS / 2);
@@ -598,18 +591,22 @@ fn faithful(flows: usize, buckets: usize) -> Findings {
     findings
 }
 
+/// All million flows, or a part of them in the same part of the table.
+fn part() -> usize {
+    if is_long() { 1 } else { 64 }
+}
+
 #[test]
 fn flow_sending_within_the_idle_bound_never_changes_its_real_while_it_serves() {
-    let findings = faithful(if is_long() { 60_000 } else { 20_000 }, BUCKETS);
+    let findings = faithful(1_000_000 / part(), (16 << 20) / part());
     assert_eq!((findings.moved, findings.evicted), (0, 0));
 }
 
 /// A million flows, of which two thirds are remembered at a time beside those that ended a moment ago, are more than
-/// buckets of eight hold; or a 64th of them in a 64th of the buckets.
+/// buckets of eight hold in a table for as many.
 #[test]
 fn flow_moves_only_if_a_full_table_gave_up_its_entry() {
-    let part = if is_long() { 1 } else { 64 };
-    let findings = faithful(1_000_000 / part, BUCKETS / part);
+    let findings = faithful(1_000_000 / part(), (1 << 20) / part());
     assert!(findings.evicted > 0, "the table was not full");
     assert_eq!(findings.moved, findings.forgotten);
     assert!(findings.forgotten as u64 <= findings.evicted);
@@ -617,6 +614,6 @@ fn flow_moves_only_if_a_full_table_gave_up_its_entry() {
 
 #[test]
 fn flows_move_if_a_second_change_overwrites_prev() {
-    let moved = [Feed::Faithful, Feed::PrevOverwritten].map(|feed| run(feed, 1_000, BUCKETS, 2).moved);
+    let moved = [Feed::Faithful, Feed::PrevOverwritten].map(|feed| run(feed, 1_000, TableSize::DEFAULT, 2).moved);
     assert!(moved[0] == 0 && moved[1] > 0, "the test above would not see a flow that moves: {moved:?}");
 }

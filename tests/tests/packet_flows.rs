@@ -10,7 +10,7 @@
 use etherparse::PacketBuilder;
 use lb_ebpf::{
     counter::FlowEvent,
-    flow::{Bucket, Entry, Tick, WAYS, bucket_index, longest_age},
+    flow::{Bucket, Entry, TableSize, Tick, WAYS, longest_age},
     hash::{HashKey, flow_hash},
     real::{NextHop, RealEntry, SERVES_TCP, SERVES_UDP},
     ring::{RING_SLOTS, RealId, Ring, Slot, slot_index},
@@ -61,8 +61,12 @@ impl Flow {
 
     /// Flows of the same bucket as this one, with other clients.
     fn neighbours(self) -> impl Iterator<Item = Flow> {
-        (1..).map(Flow).filter(move |flow| flow.0 != self.0 && bucket_index(flow.hash()) == bucket_index(self.hash()))
+        (1..).map(Flow).filter(move |flow| flow.0 != self.0 && bucket(flow.hash()) == bucket(self.hash()))
     }
+}
+
+fn bucket(hash: u64) -> usize {
+    TableSize::DEFAULT.bucket_index(hash)
 }
 
 const FLOW: Flow = Flow(0xc612_0a0a);
@@ -114,7 +118,7 @@ impl Table {
     }
 
     fn bucket(&self, flow: Flow) -> &Bucket {
-        &self.program.flows().buckets()[bucket_index(flow.hash())]
+        self.program.flows().bucket(flow.hash())
     }
 
     fn entry(&self, flow: Flow) -> Option<Entry> {

@@ -1,7 +1,10 @@
 //! Swapping rings in the kernel's maps. Needs root.
 #![allow(clippy::unwrap_used, clippy::large_stack_arrays, reason = "a helper that fails fails its test")]
 
-use lb_ebpf::ring::{RING_SLOTS, Ring, Slot};
+use lb_ebpf::{
+    flow::TableSize,
+    ring::{RING_SLOTS, Ring, Slot},
+};
 use lbd::data_plane::DataPlane;
 use std::{
     collections::BTreeMap,
@@ -16,7 +19,7 @@ fn ring(real: u32) -> Box<Ring> {
 #[test]
 fn many_rings_swapped_together_share_their_grace_periods() {
     let directory = PathBuf::from(format!("/sys/fs/bpf/lbd-rings-test-{}", std::process::id()));
-    let mut data_plane = DataPlane::load(&directory).unwrap();
+    let mut data_plane = DataPlane::load(&directory, TableSize::DEFAULT).unwrap();
     let rings: BTreeMap<u32, _> = (0..300).map(|index| (index, ring(index))).collect();
     let began = Instant::now();
     assert!(data_plane.swap_rings(&rings).is_empty());

@@ -215,8 +215,12 @@ pub fn stats(stats: &Stats, style: Style) -> String {
         table(&["REAL", "PACKETS", "BYTES", "SYNS", "REPEATED"], reals, style),
         table(&["VERDICT", "REASON", "PACKETS"], reasons, style),
     ];
-    let TrackedStats { hits, misses, evictions } = stats.tracked;
-    format!("{}\ntracked flows: {hits} hits, {misses} misses, {evictions} evictions\n", tables.join("\n"))
+    let TrackedStats { hits, misses, evictions, remembered, room } = stats.tracked;
+    let remembered = remembered.unwrap_or_default();
+    format!(
+        "{}\ntracked flows: {hits} hits, {misses} misses, {evictions} evictions; {remembered} remembered, room for {room}\n",
+        tables.join("\n")
+    )
 }
 
 /// `lbctl reload`

@@ -145,7 +145,7 @@ fn some_stats() -> Stats {
             ReasonStats { verdict: Verdict::Tx, reason: "forwarded".into(), packets: 12 },
             ReasonStats { verdict: Verdict::Drop, reason: "fragment".into(), packets: 1 },
         ],
-        tracked: TrackedStats { hits: 5, misses: 6, evictions: 7 },
+        tracked: TrackedStats { hits: 5, misses: 6, evictions: 7, remembered: Some(8), room: 1_048_576 },
     }
 }
 
@@ -230,7 +230,7 @@ VERDICT  REASON     PACKETS
 tx       forwarded       12
 drop     fragment         1
 
-tracked flows: 5 hits, 6 misses, 7 evictions
+tracked flows: 5 hits, 6 misses, 7 evictions; 8 remembered, room for 1048576
 "
         )
     );

@@ -10,6 +10,7 @@ use hc_prober::config::{
     Mistakes, from_hex, optional, parse_address,
     value::{Integer, Span},
 };
+use lb_ebpf::flow::TableSize;
 use lb_ebpf::ring::{MAX_RING_ORDER, RING_SLOTS};
 use toml::Spanned;
 
@@ -72,13 +73,20 @@ impl Reader {
         let vip_miss = optional(node.unmatched.as_ref(), |word| {
             self.0.word("unmatched", word, &[("drop", VipMiss::Drop), ("pass", VipMiss::Pass)])
         });
+        let tracked_flows = optional(node.tracked_flows.as_ref(), |flows| self.tracked_flows(flows));
         Some(Node {
             interfaces: interfaces?,
             outer_source: outer_source?,
             outer_source6: outer_source6?,
             seed: seed?.unwrap_or(DEFAULT_SEED),
             vip_miss: vip_miss?.unwrap_or_default(),
+            tracked_flows: tracked_flows?.unwrap_or(TableSize::DEFAULT),
         })
+    }
+
+    fn tracked_flows(&mut self, flows: &Spanned<Integer>) -> Option<TableSize> {
+        let entries = self.0.integer("tracked_flows", flows, TableSize::MIN.entries()..=TableSize::MAX.entries())?;
+        TableSize::for_entries(entries)
     }
 
     fn seed(&mut self, text: &Spanned<String>) -> Option<[u8; 16]> {

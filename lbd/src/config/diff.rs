@@ -96,6 +96,7 @@ fn node(old: &Config, new: &Config) -> Vec<Change> {
         ("outer_source", old.outer_source != new.outer_source),
         ("outer_source6", old.outer_source6 != new.outer_source6),
         ("seed", old.seed != new.seed),
+        ("tracked_flows", old.tracked_flows != new.tracked_flows),
         ("unmatched", old.vip_miss != new.vip_miss),
     ]
     .into_iter()

@@ -24,6 +24,7 @@ pub(super) struct Node {
     pub(super) outer_source6: Option<Spanned<String>>,
     pub(super) seed: Option<Spanned<String>>,
     pub(super) unmatched: Option<Spanned<String>>,
+    pub(super) tracked_flows: Option<Spanned<Integer>>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

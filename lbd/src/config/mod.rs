@@ -31,6 +31,8 @@ pub use hc_prober::{
     Timing,
     config::{ConfigError, Mistake, check::Spec as Check},
 };
+/// How many flows the table of tracked flows has room for (`tracked_flows`).
+pub use lb_ebpf::flow::TableSize;
 /// What outer headers have as their source (`outer_source`).
 pub use lb_ebpf::source::OuterSource;
 /// By what a VIP's flows are spread over its ring (`hash`), and the most VIPs one node takes.
@@ -101,6 +103,7 @@ pub struct Node {
     outer_source6: Option<Ipv6Addr>,
     seed: [u8; 16],
     vip_miss: VipMiss,
+    tracked_flows: TableSize,
 }
 
 impl Node {
@@ -152,6 +155,12 @@ impl Node {
     #[must_use]
     pub fn vip_miss(&self) -> VipMiss {
         self.vip_miss
+    }
+
+    /// The size of the table of tracked flows: at least what was asked for.
+    #[must_use]
+    pub fn tracked_flows(&self) -> TableSize {
+        self.tracked_flows
     }
 }
 

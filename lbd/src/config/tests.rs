@@ -119,6 +119,14 @@ fn parse_hash_takes_each_of_its_words() {
 }
 
 #[test]
+fn parse_tracked_flows_is_rounded_up_to_a_power_of_two() {
+    for (asked, entries) in [("", 1 << 20), ("tracked_flows = 8192", 8192), ("tracked_flows = 5000000", 1 << 23)] {
+        let config = good_with("[defaults]", &format!("{asked}\n[defaults]"));
+        assert_eq!(config.node().tracked_flows().entries(), entries);
+    }
+}
+
+#[test]
 fn parse_ring_slots_fixes_the_order_that_reals_and_weights_would_choose() {
     assert_eq!(good().vips()[0].ring_order(), 0);
     assert_eq!(good_with("weight  = 7", "weight  = 1").vips()[0].ring_order(), 0);
@@ -376,6 +384,11 @@ lbd.toml:6:8: `seed` "abc" is not 32 hexadecimal digits
 6 | seed = "abc"
   |        ^^^^^
 "#;
+    parse_tracked_flows_above_the_largest_table_says_the_range: "[defaults]" => "tracked_flows = 33554433\n[defaults]", r"
+lbd.toml:6:17: `tracked_flows` 33554433 is out of range: allowed is 8192..=33554432
+6 | tracked_flows = 33554433
+  |                 ^^^^^^^^
+";
     parse_bad_unmatched_says_the_choice: "[defaults]" => "unmatched = \"reject\"\n[defaults]", r#"
 lbd.toml:6:13: `unmatched` "reject" is not known: allowed is "drop" or "pass"
 6 | unmatched = "reject"

@@ -186,11 +186,14 @@ impl Daemon {
         let (addresses, ids): (Vec<_>, Vec<_>) = self.core.reals().unzip();
         let (vips, indexes): (Vec<_>, Vec<_>) = self.core.services().map(|s| (s.config.key(), s.index)).unzip();
         let report = self.worker.report(indexes, ids);
-        async move { Ok(stats(&vips, &addresses, &report.await?)) }
+        let room = u64::from(count(self.core.config().node().tracked_flows().entries()));
+        let remembered = self.remembered.map(|flows| u64::from(count(flows)));
+        let tracked = TrackedStats { remembered, room, ..TrackedStats::default() };
+        async move { Ok(stats(&vips, &addresses, tracked, &report.await?)) }
     }
 }
 
-fn stats(vips: &[VipKey], reals: &[IpAddr], report: &Report) -> Stats {
+fn stats(vips: &[VipKey], reals: &[IpAddr], tracked: TrackedStats, report: &Report) -> Stats {
     let vip = |(vip, counter): (&VipKey, &Counter)| {
         let VipKey { address, protocol, port } = *vip;
         VipStats { vip: address, protocol, port, packets: counter.packets, bytes: counter.bytes }
@@ -222,6 +225,7 @@ fn stats(vips: &[VipKey], reals: &[IpAddr], report: &Report) -> Stats {
             hits: events(&[FlowEvent::Hit]),
             misses: events(&[FlowEvent::MissSyn, FlowEvent::MissTcp, FlowEvent::MissUdp]),
             evictions: events(&[FlowEvent::Evict]),
+            ..tracked
         },
     }
 }

@@ -59,6 +59,7 @@ impl DataPlane {
     fn attach_all(&mut self, interfaces: &[String], mode: Mode, done: &mut Done) -> Result<Vec<Attached>, Error> {
         let pins = interfaces.iter().map(|interface| self.pin_of(interface)).collect::<Result<Vec<_>, Error>>()?;
         self.pin_own_maps()?;
+        self.copy_flows()?;
         // First where no link is: that is what may fail, and can be undone without a packet noticing.
         let mut links: Vec<_> = interfaces.iter().zip(&pins).collect();
         links.sort_by_key(|(_, pin)| pin.exists());
@@ -80,8 +81,15 @@ impl DataPlane {
             done.created.push(pin.clone());
         }
         self.replace_own_maps()?;
+        // Those that came while the programs changed places.
+        self.copy_flows()?;
+        self.predecessor = None;
         self.links()?.iter().filter(|pin| !pins.contains(pin)).try_for_each(|pin| bpffs::remove(pin))?;
         Ok(interfaces.iter().map(|interface| Attached { interface: interface.clone(), mode }).collect())
+    }
+
+    fn copy_flows(&mut self) -> Result<(), Error> {
+        self.predecessor.as_mut().map_or(Ok(()), |predecessor| predecessor.copy_to(&self.program.flows))
     }
 
     /// Takes back what was attached anew. Where an earlier daemon's program was replaced this one stays, and so do its

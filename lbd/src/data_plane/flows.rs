@@ -1,23 +1,23 @@
 //! The table of tracked flows, mapped: its words are read and cleared without a system call each.
 
-use super::Error;
+use super::{Error, layout::FLOWS};
 use aya::{
     Ebpf,
     maps::{Map, MapData},
 };
-use lb_ebpf::flow::{BUCKETS, Bucket, Tick};
+use lb_ebpf::flow::{Bucket, Entry, TableSize, Tick, WAYS};
 use nix::{
     sys::mman::{MapFlags, ProtFlags, mmap, munmap},
     time::{ClockId, clock_gettime},
 };
-use std::{num::NonZeroUsize, ptr::NonNull, slice};
-
-const LENGTH: NonZeroUsize = NonZeroUsize::new(BUCKETS * size_of::<Bucket>()).unwrap();
+use std::{num::NonZeroUsize, path::Path, ptr::NonNull, slice};
 
 /// A mapping of the table that the program reads and writes.
 #[derive(Debug)]
 pub struct FlowTable {
     buckets: NonNull<Bucket>,
+    size: TableSize,
+    map_id: u32,
 }
 
 #[expect(unsafe_code, reason = "a mapping belongs to the process, and its words are atomic")]
@@ -29,25 +29,49 @@ impl FlowTable {
     ///
     /// # Errors
     /// The object has none, or the kernel refuses.
-    pub fn of(ebpf: &Ebpf) -> Result<Self, Error> {
-        match ebpf.map("FLOWS") {
+    pub(super) fn of(ebpf: &Ebpf) -> Result<Self, Error> {
+        match ebpf.map(FLOWS) {
             Some(Map::Array(table)) => Self::map(table).map_err(Error::new("map", "the tracked flows")),
-            _ => Err(Error::new("find map", "FLOWS")("not in the object")),
+            _ => Err(Error::new("find map", FLOWS)("not in the object")),
         }
+    }
+
+    /// Maps a table that is pinned.
+    pub(super) fn pinned(pin: &Path) -> Result<Self, Error> {
+        let table = MapData::from_pin(pin).map_err(Error::new("open pinned map", pin.display()))?;
+        Self::map(&table).map_err(Error::new("map", pin.display()))
     }
 
     fn map(table: &MapData) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let info = table.info()?;
-        if (info.value_size() as usize, info.max_entries() as usize) != (size_of::<Bucket>(), BUCKETS) {
-            return Err("it has another layout".into());
-        }
+        let size = TableSize::of_buckets(info.max_entries() as usize);
+        let size = size.filter(|_| info.value_size() as usize == size_of::<Bucket>()).ok_or("it has another layout")?;
+        let length = length(size).ok_or("it is empty")?;
         #[expect(unsafe_code, reason = "mapping memory")]
         // SAFETY: a new mapping, over nobody's memory, as long as the map is.
         let start = unsafe {
             let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-            mmap(None, LENGTH, access, MapFlags::MAP_SHARED, table.fd(), 0)
+            mmap(None, length, access, MapFlags::MAP_SHARED, table.fd(), 0)
         }?;
-        Ok(Self { buckets: start.cast() })
+        Ok(Self { buckets: start.cast(), size, map_id: info.id() })
+    }
+
+    /// How large it is.
+    #[must_use]
+    pub fn size(&self) -> TableSize {
+        self.size
+    }
+
+    /// The kernel's id of the map.
+    pub(super) fn map_id(&self) -> u32 {
+        self.map_id
+    }
+
+    /// The bucket where a flow with this hash is, if anywhere.
+    #[must_use]
+    #[expect(clippy::indexing_slicing, reason = "the number of a bucket of this size of table")]
+    pub fn bucket(&self, hash: u64) -> &Bucket {
+        &self.buckets()[self.size.bucket_index(hash)]
     }
 
     /// All buckets; the packet path writes to them meanwhile.
@@ -56,7 +80,7 @@ impl FlowTable {
         #[expect(unsafe_code, reason = "a mapping as a slice")]
         // SAFETY: mapped until `self` is dropped, page-aligned, and any bits are buckets, of atomic words.
         unsafe {
-            slice::from_raw_parts(self.buckets.as_ptr(), BUCKETS)
+            slice::from_raw_parts(self.buckets.as_ptr(), self.size.buckets())
         }
     }
 }
@@ -65,9 +89,62 @@ impl Drop for FlowTable {
     fn drop(&mut self) {
         #[expect(unsafe_code, reason = "unmapping memory")]
         // SAFETY: exactly what was mapped; what borrows from it is gone.
-        let unmapped = unsafe { munmap(self.buckets.cast(), LENGTH.get()) };
+        let unmapped = unsafe { munmap(self.buckets.cast(), self.size.buckets() * size_of::<Bucket>()) };
         if let Err(error) = unmapped {
             tracing::warn!(%error, "the tracked flows stay mapped");
+        }
+    }
+}
+
+/// In bytes.
+fn length(size: TableSize) -> Option<NonZeroUsize> {
+    NonZeroUsize::new(size.buckets() * size_of::<Bucket>())
+}
+
+/// The table of a program that is about to be replaced by one whose table has another size.
+#[derive(Debug)]
+pub(super) struct Predecessor {
+    table: FlowTable,
+    /// Its entries when they were copied, in its order.
+    copied: Vec<Entry>,
+}
+
+impl Predecessor {
+    pub(super) fn new(table: FlowTable) -> Self {
+        let copied = vec![Entry::default(); table.size.entries()];
+        Self { table, copied }
+    }
+
+    /// Copies what is new since the last call. A packet may meanwhile have put a flow's entry into `heir`: that one
+    /// is the newer.
+    pub(super) fn copy_to(&mut self, heir: &FlowTable) -> Result<(), Error> {
+        let (now, size) = (tick_now()?, self.table.size);
+        let words = self.table.buckets().iter().enumerate();
+        let words = words.flat_map(|(number, bucket)| (0..WAYS).map(move |way| (number, bucket.load(way))));
+        for ((number, entry), copied) in words.zip(&mut self.copied) {
+            if entry.is_some() && entry != *copied {
+                heir.remember(entry, entry.hash(number, size), size, now);
+                *copied = entry;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FlowTable {
+    /// Puts the entry of a flow, whose hash is known as far as a table of the size `told` tells it, into each bucket where
+    /// the flow may be.
+    fn remember(&self, entry: Entry, hash: u64, told: TableSize, now: Tick) {
+        let buckets = (self.size.buckets() / told.buckets()).max(1);
+        let first = self.size.bucket_index(hash);
+        for bucket in self.buckets().iter().skip(first).take(buckets) {
+            let way = bucket.find(hash);
+            if way == WAYS {
+                // Of a table that is too small for all, the entries that were silent for longest go.
+                bucket.store(bucket.place(hash, now, u16::MAX).way, entry);
+            } else if bucket.load(way).age(now) > entry.age(now) {
+                bucket.store(way, entry);
+            }
         }
     }
 }

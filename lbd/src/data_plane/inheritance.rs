@@ -2,7 +2,7 @@
 //! program goes by. The next daemon reads them; the program it loads gets maps of its own, and until the two programs
 //! change places nothing disturbs the one that packets meet.
 
-use super::{DataPlane, Error, bpffs};
+use super::{DataPlane, Error, bpffs, layout::FLOWS};
 use crate::{reconcile::Inheritance, vip_table};
 use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError};
 use lb_ebpf::{real::MAX_REALS, ring::Ring, vip::VipTable};
@@ -50,9 +50,15 @@ impl DataPlane {
         Ok(())
     }
 
+    /// The names of the maps that this program does not share with the one that is attached.
+    fn own_maps(&self) -> impl Iterator<Item = &'static str> {
+        OWN_MAPS.into_iter().chain(self.predecessor.is_some().then_some(FLOWS))
+    }
+
     /// Pins this program's own maps beside those of the one that is attached.
     pub(super) fn pin_own_maps(&self) -> Result<(), Error> {
-        for (name, id) in OWN_MAPS.iter().zip(self.own_maps) {
+        let ids = self.own_maps.into_iter().chain([self.flows.map_id()]);
+        for (name, id) in self.own_maps().zip(ids) {
             let pin = self.directory.join(format!("{NEW}{name}"));
             bpffs::remove(&pin)?;
             let map = MapData::from_id(id).map_err(Error::new("open map", name))?;
@@ -63,7 +69,7 @@ impl DataPlane {
 
     /// The program is attached: what its predecessor had is nobody's any more.
     pub(super) fn replace_own_maps(&self) -> Result<(), Error> {
-        OWN_MAPS.iter().try_for_each(|name| {
+        self.own_maps().try_for_each(|name| {
             let pin = self.directory.join(format!("{NEW}{name}"));
             std::fs::rename(&pin, self.directory.join(name)).map_err(Error::new("rename", pin.display()))
         })
@@ -71,7 +77,7 @@ impl DataPlane {
 
     /// The program is not attached after all.
     pub(super) fn unpin_new_maps(&self) -> Result<(), Error> {
-        OWN_MAPS.iter().try_for_each(|name| bpffs::remove(&self.directory.join(format!("{NEW}{name}"))))
+        self.own_maps().try_for_each(|name| bpffs::remove(&self.directory.join(format!("{NEW}{name}"))))
     }
 
     /// Leaves nothing to the next daemon.

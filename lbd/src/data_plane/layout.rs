@@ -4,19 +4,25 @@ use super::Error;
 use aya::maps::{MapError, MapInfo, MapType};
 use lb_ebpf::{
     counter::{COUNTERS, Counter},
-    flow::{BUCKETS, Bucket},
+    flow::{Bucket, TableSize},
     real::{MAX_REALS, RealEntry},
     syn::SynCounter,
 };
 use std::{fmt, path::Path};
 
 /// Maps that a daemon and the next one share: flows name reals by their index, and counters count on.
-pub(super) const SHARED_MAPS: [(&str, Layout); 4] = [
+const SHARED_MAPS: [(&str, Layout); 3] = [
     ("REALS", Layout::new::<RealEntry>(MapType::Array, MAX_REALS)),
-    ("FLOWS", Layout::new::<Bucket>(MapType::Array, BUCKETS)),
     ("COUNTS", Layout::new::<Counter>(MapType::PerCpuArray, COUNTERS)),
     ("SYNS", Layout::new::<SynCounter>(MapType::PerCpuArray, MAX_REALS)),
 ];
+/// Shared too, unless it is to have another size: then what it holds is copied.
+pub(super) const FLOWS: &str = "FLOWS";
+
+/// The names of all that may be shared.
+pub(super) fn shared_maps() -> impl Iterator<Item = &'static str> {
+    SHARED_MAPS.iter().map(|&(name, _)| name).chain([FLOWS])
+}
 
 /// Type and size of a map.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,23 +52,37 @@ impl Layout {
     }
 }
 
-/// Refuses maps that a program of another version left: ours would misread them.
-pub(super) fn check(directory: &Path) -> Result<(), Error> {
+/// The size of the table of tracked flows that is pinned, if one is. Refuses maps that a program of another version left:
+/// ours would misread them.
+pub(super) fn check(directory: &Path) -> Result<Option<TableSize>, Error> {
     for (name, expected) in SHARED_MAPS {
-        let pin = directory.join(name);
-        if !pin.exists() {
-            continue;
-        }
-        let found = MapInfo::from_pin(&pin).and_then(|info| Layout::of(&info));
-        let found = found.map_err(Error::new("open pinned map", pin.display()))?;
-        if found != expected {
-            let why = format!(
-                "another version of lbd left it ({found}, not {expected}): start that version once more and end it by \
-                 SIGTERM without --leave-attached, or remove the files in {}, which detaches it",
-                directory.display()
-            );
-            return Err(Error::new("use pinned map", pin.display())(why));
+        if let Some(found) = found(directory, name)?
+            && found != expected
+        {
+            return Err(refusal(directory, name, found, expected));
         }
     }
-    Ok(())
+    let Some(table) = found(directory, FLOWS)? else { return Ok(None) };
+    let size = TableSize::of_buckets(table.entries);
+    let expected = Layout::new::<Bucket>(MapType::Array, size.unwrap_or(TableSize::DEFAULT).buckets());
+    if table == expected { Ok(size) } else { Err(refusal(directory, FLOWS, table, expected)) }
+}
+
+/// What a pinned map looks like, if it is there.
+fn found(directory: &Path, name: &str) -> Result<Option<Layout>, Error> {
+    let pin = directory.join(name);
+    if !pin.exists() {
+        return Ok(None);
+    }
+    let found = MapInfo::from_pin(&pin).and_then(|info| Layout::of(&info));
+    found.map(Some).map_err(Error::new("open pinned map", pin.display()))
+}
+
+fn refusal(directory: &Path, name: &str, found: Layout, expected: Layout) -> Error {
+    let why = format!(
+        "another version of lbd left it ({found}, not {expected}): start that version once more and end it by SIGTERM \
+         without --leave-attached, or remove the files in {}, which detaches it",
+        directory.display()
+    );
+    Error::new("use pinned map", directory.join(name).display())(why)
 }

@@ -20,10 +20,12 @@ use aya::{
     maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray},
     programs::Xdp,
 };
+use flows::Predecessor;
 use inheritance::OWN_MAPS;
-use layout::SHARED_MAPS;
+use layout::FLOWS;
 use lb_ebpf::{
     counter::{self, Counter, FlowEvent, Reason},
+    flow::TableSize,
     objects::LOAD_BALANCER,
     real::RealEntry,
     ring::{RealId, Ring},
@@ -107,6 +109,8 @@ pub struct Program {
 /// The program with a place on a bpffs, where its maps and links outlive it.
 pub struct DataPlane {
     program: Program,
+    /// The earlier daemon's tracked flows, until this program takes its place; `None` where both share one table.
+    predecessor: Option<Predecessor>,
     directory: PathBuf,
     _lock: File,
 }
@@ -128,25 +132,33 @@ impl DerefMut for DataPlane {
 impl DataPlane {
     /// Loads the program. Its reals, tracked flows and counters are pinned in `directory` (on a bpffs, which is
     /// mounted if need be); those that an earlier daemon left there are shared with its program until this one
-    /// takes its place.
+    /// takes its place. A table of tracked flows that has not the size `flows` is not shared: what it holds is copied
+    /// when this program takes over.
     ///
     /// # Errors
     /// No privilege, no bpffs, another process has the directory, another version of lbd left maps there, or the kernel
     /// refuses the program; the verifier's last words are included.
-    pub fn load(directory: &Path) -> Result<Self, Error> {
+    pub fn load(directory: &Path, flows: TableSize) -> Result<Self, Error> {
         bpffs::ensure(directory)?;
         let lock = bpffs::lock(directory)?;
-        layout::check(directory)?;
+        let resized = layout::check(directory)?.is_some_and(|found| found != flows);
         let mut loader = EbpfLoader::new();
-        for (map, _) in SHARED_MAPS {
+        for map in layout::shared_maps().filter(|&map| map != FLOWS || !resized) {
             loader.map_pin_path(map, directory.join(map));
         }
-        Ok(Self { program: Program::load_with(&mut loader)?, directory: directory.to_owned(), _lock: lock })
+        let program = Program::load_with(&mut loader, &flows)?;
+        let predecessor = if resized {
+            tracing::info!(entries = flows.entries(), "the table of tracked flows gets another size");
+            Some(Predecessor::new(FlowTable::pinned(&directory.join(FLOWS))?))
+        } else {
+            None
+        };
+        Ok(Self { program, predecessor, directory: directory.to_owned(), _lock: lock })
     }
 
     /// Takes away the pinned maps: the next daemon starts afresh.
     fn unpin_maps(&self) -> Result<(), Error> {
-        SHARED_MAPS.iter().try_for_each(|(map, _)| bpffs::remove(&self.directory.join(map)))?;
+        layout::shared_maps().try_for_each(|map| bpffs::remove(&self.directory.join(map)))?;
         self.unpin_own_maps()
     }
 }
@@ -157,10 +169,12 @@ impl Program {
     /// # Errors
     /// No privilege, or the kernel refuses the program; the verifier's last words are included.
     pub fn load() -> Result<Self, Error> {
-        Self::load_with(&mut EbpfLoader::new())
+        Self::load_with(&mut EbpfLoader::new(), &TableSize::DEFAULT)
     }
 
-    fn load_with(loader: &mut EbpfLoader<'_>) -> Result<Self, Error> {
+    fn load_with<'a>(loader: &mut EbpfLoader<'a>, flows: &'a TableSize) -> Result<Self, Error> {
+        let buckets = u32::try_from(flows.buckets()).map_err(Error::new("load", "the XDP object"))?;
+        let loader = loader.map_max_entries(FLOWS, buckets).override_global("FLOWS_SIZE", flows, true);
         let mut ebpf = loader.load(LOAD_BALANCER).map_err(Error::new("load", "the XDP object"))?;
         xdp(&mut ebpf)?.load().map_err(Error::new("load", "the XDP program"))?;
         let id = |name| map_id(&ebpf, name).map_err(Error::new("find map", name));

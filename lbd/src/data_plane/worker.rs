@@ -5,6 +5,7 @@ use super::{Attached, DataPlane, Error, Mode, ProgramInfo, pending::Pending, tic
 use crate::{reconcile::Inheritance, sweep::Sweep};
 use lb_ebpf::{
     counter::{Counter, FlowEvent, Reason, real_index, vip_index},
+    flow::TableSize,
     real::RealEntry,
     ring::{RealId, Ring},
     syn::SynCounter,
@@ -80,11 +81,14 @@ impl Worker {
     ///
     /// # Errors
     /// As [`DataPlane::load`].
-    pub fn start(directory: PathBuf) -> Result<(Self, Inheritance, UnboundedReceiver<Outcome>), Error> {
+    pub fn start(
+        directory: PathBuf,
+        flows: TableSize,
+    ) -> Result<(Self, Inheritance, UnboundedReceiver<Outcome>), Error> {
         let (jobs, queue) = mpsc::channel();
         let (outcomes, outcome_queue) = tokio::sync::mpsc::unbounded_channel();
         let (started, outcome) = mpsc::channel();
-        let body = move || match DataPlane::load(&directory) {
+        let body = move || match DataPlane::load(&directory, flows) {
             Ok(data_plane) => {
                 // The starter waits for this; it is there.
                 let _ = started.send(Ok(data_plane.inheritance()));

@@ -5,13 +5,13 @@
 //! moment: then one of two new flows has no entry, as if the other had evicted it a moment later. One CPU
 //! may also refresh an entry that another has just replaced, which undoes that insertion likewise. The next packet of the
 //! flow that lost is one without an entry, and is remembered again. It takes two flows of the same bucket, one of
-//! 131,072, within the nanoseconds between load and store; a lock would cost all others more.
+//! 131,072 by default, within the nanoseconds between load and store; a lock would cost all others more.
 
-use crate::maps::{FLOWS, REALS, count};
+use crate::maps::{FLOWS, FLOWS_SIZE, REALS, count};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use lb_ebpf::{
     counter::{FlowEvent, flow_event_index},
-    flow::{Bucket, Entry, Tick, WAYS, bucket_index},
+    flow::{Bucket, Entry, Tick, WAYS},
     net::TCP,
     real::{SERVES_TCP, SERVES_UDP},
     ring::{RealId, Slot},
@@ -52,7 +52,7 @@ pub(crate) fn choose(slot: Slot, hash: u64, protocol: u8, idle_s: u16, kind: Kin
 #[inline(never)]
 extern "C" fn tracked_real(slot: u32, hash: u64, protocol: u32, idle_s: u32, kind: u32) -> u32 {
     let (slot, idle_s, kind) = (Slot(slot), idle_s as u16, Kind::of(kind));
-    let Some(bucket) = FLOWS.get(bucket_index(hash) as u32) else {
+    let Some(bucket) = FLOWS.get(FLOWS_SIZE.load().bucket_index(hash) as u32) else {
         return u32::from(slot.cur());
     };
     // SAFETY: a helper without arguments.

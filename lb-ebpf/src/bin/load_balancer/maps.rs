@@ -1,6 +1,7 @@
 //! The maps, and counting.
 
 use aya_ebpf::{
+    Global,
     bindings::BPF_F_MMAPABLE,
     btf_maps::{Array, ArrayOfMaps, PerCpuArray},
     helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
@@ -8,7 +9,7 @@ use aya_ebpf::{
 };
 use lb_ebpf::{
     counter::{COUNTERS, Counter},
-    flow::{BUCKETS, Bucket},
+    flow::{Bucket, TableSize},
     rate,
     real::{MAX_REALS, RealEntry},
     ring::{MAX_RINGS, RING_PARTS, RealId, Ring},
@@ -28,9 +29,13 @@ pub(crate) static RINGS: ArrayOfMaps<Array<Ring, 1>, { MAX_RINGS * RING_PARTS }>
 #[btf_map]
 pub(crate) static REALS: Array<RealEntry, MAX_REALS> = Array::new();
 
-/// The tracked flows; the daemon sweeps them through a mapping of its own.
+/// The tracked flows, as many buckets as [`FLOWS_SIZE`] says; the daemon sweeps them through a mapping of its own.
 #[btf_map]
-pub(crate) static FLOWS: Array<Bucket, BUCKETS, { BPF_F_MMAPABLE as usize }> = Array::new();
+pub(crate) static FLOWS: Array<Bucket, { TableSize::DEFAULT.buckets() }, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// Set by the loader, a constant to the verifier.
+#[unsafe(no_mangle)]
+pub(crate) static FLOWS_SIZE: Global<TableSize> = Global::new(TableSize::DEFAULT);
 
 /// Counters of reasons, flow events, VIPs and reals.
 #[btf_map]

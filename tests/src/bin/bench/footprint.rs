@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{EbpfLoader, maps::MapInfo, programs::Xdp};
 use lb_ebpf::{
-    flow::{BUCKETS, Bucket},
+    flow::{Bucket, TableSize},
     objects::LOAD_BALANCER,
     ring::Ring,
     vip::VipTable,
@@ -43,7 +43,7 @@ impl Footprint {
             program_bytes: info.size_jitted(),
             verified_instructions: info.verified_instruction_count(),
             map_bytes: info.map_ids()?.unwrap_or_default().into_iter().map(map_bytes).sum::<Result<_>>()?,
-            flow_table_bytes: BUCKETS * size_of::<Bucket>(),
+            flow_table_bytes: TableSize::DEFAULT.buckets() * size_of::<Bucket>(),
             vip_table_bytes: size_of::<VipTable>(),
             ring_bytes: size_of::<Ring>(),
         })
