@@ -172,6 +172,7 @@ impl Program {
         Self::load_with(&mut EbpfLoader::new(), &TableSize::DEFAULT)
     }
 
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the loader keeps the reference")]
     fn load_with<'a>(loader: &mut EbpfLoader<'a>, flows: &'a TableSize) -> Result<Self, Error> {
         let buckets = u32::try_from(flows.buckets()).map_err(Error::new("load", "the XDP object"))?;
         let loader = loader.map_max_entries(FLOWS, buckets).override_global("FLOWS_SIZE", flows, true);
