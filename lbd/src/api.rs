@@ -3,6 +3,8 @@
 //! ```text
 //! GET /v1/status  /v1/vips  /v1/reals  /v1/stats     POST /v1/reload
 //! GET /v1/reals/why?real=ADDRESS[&vip=ADDRESS][&port=NUMBER]
+//! GET /v1/reals/flows?real=ADDRESS&within_s=NUMBER
+//! POST /v1/reals/admin with JSON: {"of": {"real": ADDRESS, "vip": …, "port": …}, "state": "draining", "reason": …, "for_s": …}
 //! ```
 
 use std::fs::{self, Permissions};
@@ -11,7 +13,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
@@ -22,7 +24,10 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::model::{ErrorBody, RealRow, ReloadResult, Stats, Status, VipRow, WhyQuestion, WhyRow};
+use crate::model::{
+    AdminOrder, AdminResult, ErrorBody, FlowsAnswer, FlowsQuestion, RealChoice, RealRow, ReloadResult, Stats, Status,
+    VipRow, WhyRow,
+};
 
 /// How long the owner task may take to answer; a reload fills rings and waits for the kernel.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
@@ -44,7 +49,11 @@ pub enum Request {
     /// Every real of every VIP.
     Reals(Reply<Vec<RealRow>>),
     /// What is wrong with a real, by asking it; the error says why that question has no answer.
-    Why(WhyQuestion, Reply<Vec<WhyRow>>),
+    Why(RealChoice, Reply<Vec<WhyRow>>),
+    /// Drain, disable or enable a real; the error says why nothing was changed.
+    Admin(AdminOrder, Reply<AdminResult>),
+    /// How many flows go to a real.
+    Flows(FlowsQuestion, Reply<FlowsAnswer>),
     /// The data plane's counters.
     Stats(Reply<Stats>),
     /// Read the configuration again; the error says why the old one stays in force.
@@ -148,6 +157,8 @@ fn router(requests: mpsc::Sender<Request>) -> Router {
         .route("/v1/vips", get(async |owner: Owner| read(owner, Request::Vips).await))
         .route("/v1/reals", get(async |owner: Owner| read(owner, Request::Reals).await))
         .route("/v1/reals/why", get(why))
+        .route("/v1/reals/flows", get(flows))
+        .route("/v1/reals/admin", post(administer))
         .route("/v1/stats", get(async |owner: Owner| read(owner, Request::Stats).await))
         .route("/v1/reload", post(reload))
         .fallback(unknown_path)
@@ -177,12 +188,25 @@ async fn reload(owner: Owner) -> Result<Json<ReloadResult>, ApiError> {
     ask(owner, Request::Reload).await?.map(Json).map_err(ApiError::Refused)
 }
 
-async fn why(
-    owner: Owner,
-    question: Result<Query<WhyQuestion>, QueryRejection>,
-) -> Result<Json<Vec<WhyRow>>, ApiError> {
+async fn why(owner: Owner, question: Result<Query<RealChoice>, QueryRejection>) -> Result<Json<Vec<WhyRow>>, ApiError> {
     let Query(question) = question.map_err(|rejection| ApiError::Question(rejection.body_text()))?;
     ask(owner, |reply| Request::Why(question, reply)).await?.map(Json).map_err(ApiError::Refused)
+}
+
+async fn flows(
+    owner: Owner,
+    question: Result<Query<FlowsQuestion>, QueryRejection>,
+) -> Result<Json<FlowsAnswer>, ApiError> {
+    let Query(question) = question.map_err(|rejection| ApiError::Question(rejection.body_text()))?;
+    ask(owner, |reply| Request::Flows(question, reply)).await?.map(Json).map_err(ApiError::Refused)
+}
+
+async fn administer(
+    owner: Owner,
+    order: Result<Json<AdminOrder>, JsonRejection>,
+) -> Result<Json<AdminResult>, ApiError> {
+    let Json(order) = order.map_err(|rejection| ApiError::Question(rejection.body_text()))?;
+    ask(owner, |reply| Request::Admin(order, reply)).await?.map(Json).map_err(ApiError::Refused)
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {

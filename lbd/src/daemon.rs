@@ -8,10 +8,12 @@
 //!   signals, time ──────────┘
 //! ```
 
+mod admin;
 mod views;
 mod why;
 
 use crate::{
+    admin::Orders,
     api::{Reply, Request, Server},
     config::Config,
     data_plane::{Attached, Mode, Outcome, Worker, chain},
@@ -48,6 +50,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// Where links and maps are pinned.
     pub bpffs: PathBuf,
+    /// Where what is to outlive the host is kept; it exists.
+    pub state_dir: PathBuf,
     /// Where the kernel runs the program.
     pub mode: Mode,
     /// On SIGTERM and SIGINT the data plane stays attached and goes on with the last rings.
@@ -89,6 +93,8 @@ struct Daemon {
     attached: Vec<Attached>,
     prober: Prober,
     diagnoses: Diagnoses,
+    /// What operators say of reals.
+    orders: Orders,
     resolver: Resolver,
     wanted: Vec<IpAddr>,
     unresolved: Vec<IpAddr>,
@@ -128,6 +134,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let (wanted, unresolved) = (Vec::new(), Vec::new());
     let (revision, last_reload_error) = (1, None);
     let mut daemon = Daemon {
+        orders: admin::orders_kept(&options.state_dir),
         options,
         core,
         worker,
@@ -146,6 +153,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     daemon.carry_out(ops).await;
+    daemon.resume_orders().await;
     loop {
         tokio::select! {
             transition = transitions.recv() => daemon.verdict(transition.ok_or(Error::Ended("the prober"))?).await,
@@ -157,7 +165,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
             Some(told) = too_big.recv() => daemon.too_big(told).await,
             outcome = outcomes.recv() => daemon.outcome(outcome.ok_or(Error::Ended("the data plane's thread"))?).await?,
             Some(request) = asked.recv() => daemon.answer(request).await,
-            _ = tick.tick() => daemon.event(Event::Tick).await,
+            _ = tick.tick() => daemon.tick().await,
             _ = hangup.recv() => drop(daemon.reload().await),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -171,6 +179,11 @@ pub async fn run(options: Options) -> Result<(), Error> {
 }
 
 impl Daemon {
+    async fn tick(&mut self) {
+        self.end_orders().await;
+        self.event(Event::Tick).await;
+    }
+
     async fn event(&mut self, event: Event) {
         let ops = self.core.apply(event, Instant::now());
         self.carry_out(ops).await;
@@ -287,6 +300,7 @@ impl Daemon {
         warn(&config);
         let changes: Vec<_> = Config::diff(self.core.config(), &config).iter().map(ToString::to_string).collect();
         self.event(Event::Configured(config)).await;
+        self.forget_orders();
         self.revision += 1;
         self.loaded_at = Timestamp::now();
         self.last_reload_error = None;
@@ -320,6 +334,8 @@ impl Daemon {
             Request::Reload(reply) => drop(reply.send(self.reload().await)),
             Request::Reals(reply) => drop(reply.send(Ok(self.real_rows().await))),
             Request::Why(question, reply) => self.answer_why(question, reply),
+            Request::Admin(order, reply) => self.answer_admin(order, reply).await,
+            Request::Flows(question, reply) => self.answer_flows(question, reply),
             Request::Status(reply) => send(reply, self.status().await),
             Request::Vips(reply) => send(reply, self.vip_rows()),
             Request::Stats(reply) => send(reply, self.stats()),

@@ -3,6 +3,7 @@
 //! Pure: `config`, `maglev`, `ring`, `service`, `reconcile`, `sweep`, `vip_table`, `ids`. Edges: `data_plane`, `nexthop`,
 //! `api`, `daemon`, `cli`, `simulate`, `why`.
 
+pub mod admin;
 pub mod api;
 pub mod cli;
 pub mod config;

@@ -78,7 +78,7 @@ struct Run {
     /// The socket that lbctl speaks to.
     #[arg(long, value_name = "PATH", default_value = lbd::cli::DEFAULT_SOCKET)]
     socket: PathBuf,
-    /// For state that is to outlive the host; nothing is kept there yet. Created if it is not there.
+    /// For what is to outlive the host: which reals are drained or disabled. Created if it is not there.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/lbd")]
     state_dir: PathBuf,
     /// Where links and maps are pinned, on a BPF file system.
@@ -142,6 +142,7 @@ async fn start(run: Run) -> Result<(), String> {
         config: run.config,
         socket: run.socket,
         bpffs: run.bpffs,
+        state_dir: run.state_dir,
         mode: run.xdp_mode,
         leave_attached: run.leave_attached,
     };

@@ -236,12 +236,21 @@ pub struct RealRow {
     /// that is known.
     #[serde(default)]
     pub why: Option<String>,
+    /// Why the operator has drained or disabled it; null while it is enabled, and where no reason was given.
+    #[serde(default)]
+    pub admin_reason: Option<String>,
+    /// Since when; null while it is enabled.
+    #[serde(default)]
+    pub admin_since: Option<Timestamp>,
+    /// When it is enabled again by itself; null if never.
+    #[serde(default)]
+    pub admin_until: Option<Timestamp>,
 }
 
-/// The question of `GET /v1/reals/why?real=…`: which real, and of which VIP.
+/// Which real, and of which VIPs; also the question of `GET /v1/reals/why?real=…`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WhyQuestion {
+pub struct RealChoice {
     /// The real's address.
     pub real: IpAddr,
     /// The VIP's address; absent: any.
@@ -284,15 +293,70 @@ pub struct Finding {
 }
 
 /// The administrative state of a real.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Admin {
     /// In service as far as the operator is concerned.
+    #[default]
     Enabled,
     /// No new flows; established ones finish.
     Draining,
     /// Out of service.
     Disabled,
+}
+
+impl Admin {
+    /// As JSON and tables have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enabled => "enabled",
+            Self::Draining => "draining",
+            Self::Disabled => "disabled",
+        }
+    }
+}
+
+/// The order of `POST /v1/reals/admin`: what the operator says of a real, as that of the VIPs that are meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdminOrder {
+    /// Which real, of which VIPs.
+    pub of: RealChoice,
+    /// What it is to be.
+    pub state: Admin,
+    /// Why, for whoever looks at it later: one line of at most 200 characters.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// After so many seconds it is enabled again by itself.
+    #[serde(default)]
+    pub for_s: Option<u64>,
+}
+
+/// The answer of `POST /v1/reals/admin`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdminResult {
+    /// The reals that were meant, as they are now.
+    pub reals: Vec<RealRow>,
+    /// What the operator may not have meant, for people.
+    pub warnings: Vec<String>,
+}
+
+/// The question of `GET /v1/reals/flows?real=…&within_s=…`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlowsQuestion {
+    /// The real's address.
+    pub real: IpAddr,
+    /// How long ago they sent at most, in seconds; told apart in steps of 17 s, in favour of too many.
+    pub within_s: u16,
+}
+
+/// `GET /v1/reals/flows`: how many remembered flows go to a real, of whichever VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowsAnswer {
+    /// Those that have sent within the time asked for.
+    pub flows: u64,
 }
 
 /// The health of a real.

@@ -2,9 +2,11 @@
 //! replayed; `daemon` feeds it and carries out what it returns.
 
 use crate::{
+    admin::Place,
     config::{Config, Node, Protocol, Vip, VipKey, VipMiss},
     ids::Ids,
     maglev::Maglev,
+    model::Admin,
     nexthop::NextHop,
     path_mtu::{PathMtus, TooBig},
     ring::Ring,
@@ -35,6 +37,8 @@ pub enum Event {
     Configured(Config),
     /// A check came to a verdict.
     Verdict(CheckKey, State),
+    /// The operator has said something of a real of a VIP.
+    Administered(Place, Admin),
     /// These reals' next hops are known. One whose next hop is not is left out: the last one stays in use.
     NextHops(Vec<(IpAddr, NextHop)>),
     /// A router said that a packet to a real was too big.
@@ -157,6 +161,7 @@ impl Core {
         let mut ops = match event {
             Event::Configured(config) => self.configure(config, now),
             Event::Verdict(key, state) => self.verdict(&key, state, now),
+            Event::Administered(place, admin) => self.administer(place, admin, now),
             Event::NextHops(hops) => self.next_hops(hops),
             // Anybody may send any number of them: no more is done than they ask for.
             Event::TooBig(told) => return self.too_big(&told, now).into_iter().collect(),
@@ -259,6 +264,18 @@ impl Core {
         // both orders are safe, since the path asks `serves` only of flows that a real already has.
         let real = self.reals.get(&key.real).and_then(|id| self.write_real(key.real, id));
         real.into_iter().chain(rings).collect()
+    }
+
+    /// Health and the operator's word are two things; new flows go where both allow it.
+    fn administer(&mut self, (vip, real): Place, admin: Admin, now: Instant) -> Vec<Op> {
+        let Some(service) = self.services.get_mut(&vip) else { return Vec::new() };
+        if !service.administer(real, admin) {
+            return Vec::new();
+        }
+        let rings: Vec<_> =
+            if service.is_published() && service.refresh(now) { swap_ring(service).collect() } else { Vec::new() };
+        let entry = self.reals.get(&real).and_then(|id| self.write_real(real, id));
+        entry.into_iter().chain(rings).collect()
     }
 
     fn close_windows(&mut self, now: Instant) -> Vec<Op> {
@@ -440,7 +457,7 @@ impl Core {
         let said = |protocol| {
             let of_it: Vec<_> = known.iter().filter(|(p, _)| *p == protocol).map(|(_, s)| s).collect();
             let checked = of_it.iter().any(|s| s.configured);
-            of_it.iter().filter(|s| s.configured == checked).any(|s| s.serves != Serves::default())
+            of_it.iter().filter(|s| s.configured == checked).any(|s| s.serves() != Serves::default())
         };
         (!known.is_empty()).then(|| Serves { tcp: said(Protocol::Tcp), udp: said(Protocol::Udp) })
     }

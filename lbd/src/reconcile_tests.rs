@@ -545,3 +545,67 @@ fn real_is_up_when_all_its_checks_pass_and_as_bad_as_the_worst() {
     assert_eq!(step(&tcp, UP), (Phase::Running, HARD));
     assert_eq!(step(&icmp, UP), (Phase::Running, UP));
 }
+
+fn administer(core: &mut Core, real: u8, admin: Admin) -> Vec<Op> {
+    let vip = service(core, None).config.key();
+    core.apply(Event::Administered((vip, address(real)), admin), NOW())
+}
+
+#[test]
+fn drained_real_gets_no_new_flows_and_keeps_those_it_has() {
+    let mut core = running(&config(&[(80, &[1, 2, 3])], true), &[(1, UP), (2, UP), (3, UP)]).core;
+    let before = words(service(&core, None));
+    let ops = administer(&mut core, 2, Admin::Draining);
+    let (two, [after]) = (id(&core, 2), rings(&ops).try_into().unwrap());
+    assert_eq!(reals(&ops), [], "it goes on serving");
+    for (old, new) in before.slots.iter().zip(&after.slots) {
+        if old.cur() == two {
+            assert!(new.cur() != two && new.prev() == two && new.track());
+        } else {
+            assert_eq!((new.cur(), new.prev()), (old.cur(), 0));
+        }
+    }
+    // Its health is another matter.
+    assert_eq!(rings(&verdict(&mut core, 2, SOFT)).len() + rings(&verdict(&mut core, 2, UP)).len(), 0);
+    assert!(administer(&mut core, 2, Admin::Draining).is_empty(), "said twice");
+    let [enabled] = rings(&administer(&mut core, 2, Admin::Enabled)).try_into().unwrap();
+    assert!(before.slots.iter().zip(&enabled.slots).all(|(old, new)| old.cur() == new.cur()));
+}
+
+#[test]
+fn disabled_real_serves_nothing_while_its_checks_pass() {
+    let mut core = running(&config(&[(80, &[1, 2])], true), &[(1, UP), (2, UP)]).core;
+    let ops = administer(&mut core, 2, Admin::Disabled);
+    let two = id(&core, 2);
+    assert!(matches!(reals(&ops)[..], [(id, entry)] if id == two && entry.serves == 0));
+    assert!(rings(&ops)[0].slots.iter().all(|slot| slot.cur() != two && slot.prev() != two));
+    verdict(&mut core, 2, HARD);
+    assert_eq!(reals(&verdict(&mut core, 2, UP)), [], "a verdict does not enable it");
+    let ops = administer(&mut core, 2, Admin::Enabled);
+    assert!(matches!(reals(&ops)[..], [(id, entry)] if id == two && entry.serves == SERVES_TCP));
+}
+
+#[test]
+fn real_that_is_drained_is_not_kept_as_the_last() {
+    let mut core = running(&config(&[(80, &[1, 2])], true), &[(1, UP), (2, UP)]).core;
+    verdict(&mut core, 2, HARD);
+    administer(&mut core, 1, Admin::Draining);
+    assert_eq!(shares(&core), [(true, 0.0), (false, 1.0)], "the other may live, whatever its checks say");
+    administer(&mut core, 2, Admin::Disabled);
+    assert!(service(&core, None).ring.current().is_empty());
+    administer(&mut core, 1, Admin::Enabled);
+    assert_eq!(shares(&core), [(true, 1.0), (false, 0.0)]);
+}
+
+#[test]
+fn drained_real_is_so_after_a_reload_and_enabled_when_it_was_gone() {
+    let all = config(&[(80, &[1, 2])], true);
+    let mut core = running(&all, &[(1, UP), (2, UP)]).core;
+    administer(&mut core, 2, Admin::Draining);
+    core.apply(Event::Configured(config(&[(80, &[1, 2, 3])], true)), NOW());
+    assert!(!service(&core, None).ring.current().contains(&id(&core, 2)));
+    core.apply(Event::Configured(config(&[(80, &[1])], true)), NOW());
+    core.apply(Event::Configured(all), NOW());
+    verdict(&mut core, 2, UP);
+    assert!(service(&core, None).ring.current().contains(&id(&core, 2)));
+}

@@ -26,10 +26,21 @@ pub struct Member {
     pub candidate: Candidate,
     /// It has been up since it was configured: it is part of the ring, whether up or down now.
     pub admitted: bool,
-    /// New flows may go to it.
-    pub takes_new: bool,
+    /// Whether new flows go to it.
+    pub new_flows: NewFlows,
     /// Flows that it has may go on.
     pub serves: bool,
+}
+
+/// Whether new flows go to a real.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewFlows {
+    /// They do.
+    Take,
+    /// Only if it was among the last that did, and none is left that does.
+    Keep,
+    /// Not even then: the operator has taken it out.
+    Never,
 }
 
 /// The ring of one VIP.
@@ -150,16 +161,16 @@ impl Ring {
     pub fn update(&mut self, members: &[Member], quiet: bool, now: Instant) -> bool {
         let quiet = quiet && !self.adopted;
         let basis = by_address(members.iter().filter(|m| m.admitted).map(|m| m.candidate));
-        let taking: Vec<_> = members.iter().filter(|m| m.admitted && m.takes_new && m.candidate.weight > 0).collect();
+        let taking: Vec<_> =
+            members.iter().filter(|m| m.admitted && m.new_flows == NewFlows::Take && m.candidate.weight > 0).collect();
         let old_all = (basis != self.basis).then(|| {
             self.basis = basis;
             std::mem::replace(&mut self.all, self.maglev.build(&self.basis, self.order))
         });
         if !taking.is_empty() || !self.keep_last {
             self.takers = taking.iter().map(|m| m.candidate.id).collect();
-        } else if !self.basis.iter().any(|c| self.takers.contains(&c.id)) {
-            // The last ones were removed: which of the others lives nobody knows, so each is as good.
-            self.takers = self.basis.iter().map(|c| c.id).collect();
+        } else {
+            self.keep_takers(members);
         }
         let takers: Vec<_> = self.basis.iter().filter(|c| self.takers.contains(&c.id)).copied().collect();
         let up = if takers == self.basis { self.all.clone() } else { self.maglev.build(&takers, self.order) };
@@ -188,6 +199,17 @@ impl Ring {
         }
         self.mark();
         self.slots != before
+    }
+
+    /// No real is known to take new flows: the last that did go on. Of these the ones that were removed, or that the
+    /// operator has taken out, do not; if that leaves none, which of the others lives nobody knows, so each is as good.
+    fn keep_takers(&mut self, members: &[Member]) {
+        let is_out = |m: &&Member| m.new_flows == NewFlows::Never;
+        let out: BTreeSet<_> = members.iter().filter(is_out).map(|m| m.candidate.id).collect();
+        self.takers.retain(|id| !out.contains(id));
+        if !self.basis.iter().any(|c| self.takers.contains(&c.id)) {
+            self.takers = self.basis.iter().map(|c| c.id).filter(|id| !out.contains(id)).collect();
+        }
     }
 
     /// Ends the window on the slots whose flows without an entry went to these reals; true if there was one.

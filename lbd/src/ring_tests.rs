@@ -10,7 +10,12 @@ const IDLE: Duration = Duration::from_mins(15);
 
 fn member(id: RealId) -> Member {
     let address = IpAddr::V4(Ipv4Addr::new(198, 18, 100, u8::try_from(id).unwrap()));
-    Member { candidate: Candidate { id, address, weight: 100 }, admitted: true, takes_new: true, serves: true }
+    Member {
+        candidate: Candidate { id, address, weight: 100 },
+        admitted: true,
+        new_flows: NewFlows::Take,
+        serves: true,
+    }
 }
 
 fn ring_of(members: &[Member], now: Instant) -> Ring {
@@ -35,7 +40,7 @@ fn hard_failure_moves_only_the_failed_reals_slots_and_recovery_restores_them() {
     let mut members = [member(1), member(2), member(3)];
     let mut ring = ring_of(&members, now);
     let before = slots(&ring);
-    (members[1].takes_new, members[1].serves) = (false, false);
+    (members[1].new_flows, members[1].serves) = (NewFlows::Keep, false);
     assert!(ring.update(&members, false, now));
     for (old, new) in before.iter().zip(slots(&ring)) {
         assert_eq!(old.cur() == 2, old.cur() != new.cur());
@@ -52,7 +57,7 @@ fn closed_port_keeps_its_flows_for_a_window() {
     let now = Instant::now();
     let mut members = [member(1), member(2)];
     let mut ring = ring_of(&members, now);
-    members[0].takes_new = false;
+    members[0].new_flows = NewFlows::Keep;
     ring.update(&members, false, now);
     assert!(slots(&ring).iter().all(|s| s.cur() == 2 && (s.prev() == 1) == s.track()));
     assert_eq!(ring.window_until(), Some(now + IDLE));
@@ -84,7 +89,7 @@ fn last_real_failing_is_kept_or_withdrawn_by_policy() {
         let mut ring = Ring::new(&Maglev::new(SEED), 0, IDLE, keep, false);
         let mut members = [member(1)];
         ring.update(&members, true, now);
-        (members[0].takes_new, members[0].serves) = (false, false);
+        (members[0].new_flows, members[0].serves) = (NewFlows::Keep, false);
         ring.update(&members, false, now);
         let owner = RealId::from(keep);
         assert!(slots(&ring).iter().all(|s| s.cur() == owner), "keep {keep}");
@@ -97,7 +102,7 @@ fn last_real_that_took_flows_removed_leaves_the_ring_to_the_others() {
     let mut members = [member(1), member(2), member(3)];
     let mut ring = ring_of(&members, now);
     for down in [1, 2, 0] {
-        (members[down].takes_new, members[down].serves) = (false, false);
+        (members[down].new_flows, members[down].serves) = (NewFlows::Keep, false);
         ring.update(&members, false, now);
     }
     assert!(slots(&ring).iter().all(|s| s.cur() == 1), "the last one is kept");
@@ -128,7 +133,7 @@ fn sweep_ends_the_look_up_of_slots_without_entries_that_rest() {
     let now = Instant::now();
     let mut members = [member(1), member(2), member(3)];
     let mut ring = ring_of(&members, now);
-    (members[1].takes_new, members[1].serves) = (false, false);
+    (members[1].new_flows, members[1].serves) = (NewFlows::Keep, false);
     ring.update(&members, false, now);
     let tracked = indexes(&ring, Slot::track);
     ring.begin_sweep();
@@ -147,8 +152,8 @@ fn slot_that_was_tracked_during_a_sweep_is_looked_up_on() {
     let mut members = [member(1), member(2)];
     let mut ring = ring_of(&members, now);
     ring.begin_sweep();
-    for takes_new in [false, true] {
-        (members[1].takes_new, members[1].serves) = (takes_new, takes_new);
+    for (new_flows, serves) in [(NewFlows::Keep, false), (NewFlows::Take, true)] {
+        (members[1].new_flows, members[1].serves) = (new_flows, serves);
         ring.update(&members, false, now);
     }
     assert!(slots(&ring).iter().all(|slot| !slot.track()));
@@ -162,7 +167,7 @@ fn pool(weights: &[u16]) -> (Vec<Member>, Ring) {
         let address = IpAddr::V4(Ipv4Addr::from_bits(0xc612_0000 + n));
         Candidate { id: RealId::try_from(n).unwrap(), address, weight }
     };
-    let member = |candidate| Member { candidate, admitted: true, takes_new: true, serves: true };
+    let member = |candidate| Member { candidate, admitted: true, new_flows: NewFlows::Take, serves: true };
     let members: Vec<_> = (1..).zip(weights).map(candidate).map(member).collect();
     let mut ring = Ring::new(&Maglev::new(SEED), crate::maglev::order_for(weights.iter().copied()), IDLE, true, false);
     ring.update(&members, true, Instant::now());
@@ -171,7 +176,7 @@ fn pool(weights: &[u16]) -> (Vec<Member>, Ring) {
 
 /// The largest deviation of a real's share from that of its weight among the members that take new flows, percent.
 fn worst_deviation(members: &[Member], ring: &Ring) -> f64 {
-    let takers = || members.iter().filter(|m| m.takes_new).map(|m| m.candidate);
+    let takers = || members.iter().filter(|m| m.new_flows == NewFlows::Take).map(|m| m.candidate);
     let total: f64 = takers().map(|c| f64::from(c.weight)).sum();
     let shares = ring.shares();
     let deviation = |c: Candidate| (shares[&c.id] * total / f64::from(c.weight) - 1.0).abs() * 100.0;
@@ -196,7 +201,7 @@ fn ring_of_the_default_size_is_balanced() {
 fn slots_of_reals_that_fail_are_shared_out_evenly() {
     let (mut members, mut ring) = pool(&[100; 100]);
     for member in members.iter_mut().step_by(10) {
-        (member.takes_new, member.serves) = (false, false);
+        (member.new_flows, member.serves) = (NewFlows::Keep, false);
     }
     ring.update(&members, false, Instant::now());
     let worst = worst_deviation(&members, &ring);
@@ -209,7 +214,7 @@ fn one_real_of_many_failing_moves_its_own_slots_only() {
     for reals in [100, 1000] {
         let (mut members, mut ring) = pool(&vec![100; reals]);
         let before = slots(&ring);
-        (members[7].takes_new, members[7].serves) = (false, false);
+        (members[7].new_flows, members[7].serves) = (NewFlows::Keep, false);
         ring.update(&members, false, Instant::now());
         for (old, new) in before.iter().zip(slots(&ring)) {
             assert_eq!(old.cur() == 8, old.cur() != new.cur());
@@ -222,6 +227,8 @@ fn one_real_of_many_failing_moves_its_own_slots_only() {
 enum Step {
     FailHard(u8),
     ClosePort(u8),
+    Drain(u8),
+    Disable(u8),
     Recover(u8),
     Admit(u8),
     Remove(u8),
@@ -237,6 +244,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         real.clone().prop_map(Step::FailHard),
         real.clone().prop_map(Step::ClosePort),
+        real.clone().prop_map(Step::Drain),
+        real.clone().prop_map(Step::Disable),
         real.clone().prop_map(Step::Recover),
         real.clone().prop_map(Step::Admit),
         real.clone().prop_map(Step::Remove),
@@ -326,6 +335,8 @@ impl World {
         for _ in 0..20 {
             let hash = self.draw(u64::MAX);
             let real = self.send(hash, true);
+            let taken_out = |m: &Member| m.candidate.id == real && m.new_flows == NewFlows::Never;
+            assert!(!self.members.iter().any(taken_out), "a new flow to a real that the operator has taken out");
             let gap = self.draw(IDLE.as_secs());
             // The last real is kept though it is down: nothing is promised to what begins there.
             if self.serves(real) {
@@ -372,8 +383,10 @@ impl World {
                 let at = at(&self.members, r);
                 self.members[at].candidate.weight = weight;
             }
-            Step::FailHard(r) => self.health(r, false, false),
-            Step::ClosePort(r) => self.health(r, false, true),
+            Step::FailHard(r) => self.health(r, NewFlows::Keep, false),
+            Step::ClosePort(r) => self.health(r, NewFlows::Keep, true),
+            Step::Drain(r) => self.health(r, NewFlows::Never, true),
+            Step::Disable(r) => self.health(r, NewFlows::Never, false),
             Step::Restart => self.restart(),
             // All that happens before its end is after the moment in which the table is read.
             Step::BeginSweep => {
@@ -386,7 +399,7 @@ impl World {
                     self.ring.end_sweep(|slot| named.contains(&slot));
                 }
             }
-            Step::Recover(r) => self.health(r, true, true),
+            Step::Recover(r) => self.health(r, NewFlows::Take, true),
         }
         let members = self.members.clone();
         self.ring.update(&members, false, self.now);
@@ -404,24 +417,29 @@ impl World {
         }
         for member in &mut self.members {
             let was_up = in_use.contains(&member.candidate.id);
-            member.admitted &= member.takes_new || was_up;
+            member.admitted &= member.new_flows == NewFlows::Take || was_up;
         }
         let inherited: Vec<_> = self
             .members
             .iter()
-            .map(|m| Member { takes_new: m.takes_new || in_use.contains(&m.candidate.id) && m.admitted, ..*m })
+            .map(|m| match m.new_flows {
+                NewFlows::Keep if m.admitted && in_use.contains(&m.candidate.id) => {
+                    Member { new_flows: NewFlows::Take, ..*m }
+                }
+                _ => *m,
+            })
             .collect();
         self.ring.update(&inherited, true, self.now);
     }
 
-    fn health(&mut self, r: u8, takes_new: bool, serves: bool) {
+    fn health(&mut self, r: u8, new_flows: NewFlows, serves: bool) {
         let at = usize::from(r) % self.members.len();
         // Flows of a host that died are gone, whatever it answers later.
         let id = self.members[at].candidate.id;
         if !serves {
             self.flows.retain(|f| f.real != id);
         }
-        (self.members[at].takes_new, self.members[at].serves) = (takes_new, serves);
+        (self.members[at].new_flows, self.members[at].serves) = (new_flows, serves);
     }
 }
 

@@ -3,7 +3,8 @@
 use crate::{
     config::{self, Protocol},
     maglev::Candidate,
-    ring::{Member, Ring},
+    model::Admin,
+    ring::{Member, NewFlows, Ring},
 };
 use hc_prober::{CheckKey, Severity, State, Timing};
 use lb_ebpf::ring::{RING_SLOTS, RealId, Ring as RingWords, RingRef};
@@ -22,8 +23,10 @@ pub struct Standing {
     pub admitted: bool,
     /// It is configured; otherwise it only finishes the flows it has.
     pub configured: bool,
-    /// It goes on serving the flows of this VIP that it has.
-    pub serves: Serves,
+    /// What the operator says of it.
+    pub admin: Admin,
+    /// It goes on serving the flows of this VIP that it has, as far as its checks say.
+    serves: Serves,
     /// Its checks have come to a verdict since it was configured.
     heard: bool,
 }
@@ -114,7 +117,8 @@ impl Service {
                 let up = in_use.contains(&id);
                 let state = if up { State::Up } else { State::Init };
                 let admitted = up || recognised;
-                Standing { id, weight, state, admitted, configured: true, serves: serves.only(protocol), heard: false }
+                let serves = serves.only(protocol);
+                Standing { id, weight, state, admitted, configured: true, admin: Admin::Enabled, serves, heard: false }
             });
             standing.weight = weight;
             standing.configured = true;
@@ -154,6 +158,12 @@ impl Service {
             (State::Init, _) => standing.serves,
         };
         true
+    }
+
+    /// Takes what the operator says of a configured member; true if it is something new.
+    pub fn administer(&mut self, real: IpAddr, admin: Admin) -> bool {
+        let standing = self.standings.get_mut(&real).filter(|s| s.configured && s.admin != admin);
+        standing.map(|standing| standing.admin = admin).is_some()
     }
 
     /// Rebuilds the ring from what is known; true if a slot changed that packets meet.
@@ -205,9 +215,15 @@ impl Serves {
 }
 
 impl Standing {
+    /// The flows that it goes on serving: those of a disabled real are cut off.
+    #[must_use]
+    pub fn serves(&self) -> Serves {
+        if self.admin == Admin::Disabled { Serves::default() } else { self.serves }
+    }
+
     /// Removed: nobody checks it any more. When it is configured again it starts like a new one.
     fn leave(&mut self) {
-        (self.configured, self.admitted) = (false, false);
+        (self.configured, self.admitted, self.admin) = (false, false, Admin::Enabled);
         (self.state, self.heard) = (State::Init, false);
     }
 
@@ -215,8 +231,12 @@ impl Standing {
         Member {
             candidate: Candidate { id: self.id, address, weight: self.weight },
             admitted: self.admitted,
-            takes_new: self.configured && self.state == State::Up,
-            serves: self.serves != Serves::default(),
+            new_flows: match (self.admin, self.state) {
+                (Admin::Draining | Admin::Disabled, _) => NewFlows::Never,
+                (Admin::Enabled, State::Up) if self.configured => NewFlows::Take,
+                (Admin::Enabled, _) => NewFlows::Keep,
+            },
+            serves: self.serves() != Serves::default(),
         }
     }
 }

@@ -20,7 +20,7 @@ use lbd::{
     config::{Protocol, VipKey, VipMiss},
     data_plane::{Program, XdpAction, tick_now},
     maglev::{Candidate, Maglev},
-    ring::{self, Member},
+    ring::{self, Member, NewFlows},
     sweep::Sweep,
     vip_table::{self, Row},
 };
@@ -283,7 +283,7 @@ fn members() -> Vec<Member> {
     let member = |id| Member {
         candidate: Candidate { id, address: IpAddr::V4(real_address(id)), weight: 100 },
         admitted: true,
-        takes_new: true,
+        new_flows: NewFlows::Take,
         serves: true,
     };
     (1..=REALS).map(member).collect()

@@ -4,15 +4,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
-use crate::model::{ErrorBody, RealRow, ReloadResult, Stats, Status, VipRow, WhyQuestion, WhyRow};
+use crate::model::{
+    AdminOrder, AdminResult, ErrorBody, FlowsAnswer, FlowsQuestion, RealChoice, RealRow, ReloadResult, Stats, Status,
+    VipRow, WhyRow,
+};
 
 /// Longer than the daemon gives itself, so that its own message arrives.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -99,11 +102,27 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`] if there is no such real, or too many VIPs have it; else as above.
-    pub async fn why(&self, question: WhyQuestion) -> Result<Vec<WhyRow>, ClientError> {
-        let WhyQuestion { real, vip, port } = question;
+    pub async fn why(&self, question: RealChoice) -> Result<Vec<WhyRow>, ClientError> {
+        let RealChoice { real, vip, port } = question;
         let vip = vip.map_or_else(String::new, |vip| format!("&vip={vip}"));
         let port = port.map_or_else(String::new, |port| format!("&port={port}"));
         self.ask(Method::GET, &format!("/v1/reals/why?real={real}{vip}{port}")).await
+    }
+
+    /// `POST /v1/reals/admin`
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if there is no such real or the order cannot be kept; else as above.
+    pub async fn administer(&self, order: &AdminOrder) -> Result<AdminResult, ClientError> {
+        self.tell("/v1/reals/admin", order).await
+    }
+
+    /// `GET /v1/reals/flows`
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if there is no such real; else as above.
+    pub async fn flows(&self, FlowsQuestion { real, within_s }: FlowsQuestion) -> Result<FlowsAnswer, ClientError> {
+        self.ask(Method::GET, &format!("/v1/reals/flows?real={real}&within_s={within_s}")).await
     }
 
     /// `GET /v1/stats`
@@ -123,7 +142,16 @@ impl Client {
     }
 
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ClientError> {
-        let exchange = tokio::time::timeout(PATIENCE, self.exchange(method, path));
+        self.send(method, path, Bytes::new()).await
+    }
+
+    async fn tell<T: DeserializeOwned>(&self, path: &str, what: &impl Serialize) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(what).map_err(ClientError::Json)?;
+        self.send(Method::POST, path, body.into()).await
+    }
+
+    async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, ClientError> {
+        let exchange = tokio::time::timeout(PATIENCE, self.exchange(method, path, body));
         let (status, body) = exchange.await.map_err(|_| ClientError::Silent { socket: self.socket.clone() })??;
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(ClientError::Json);
@@ -132,7 +160,7 @@ impl Client {
         Err(ClientError::Refused { status: status.as_u16(), message: error })
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), ClientError> {
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), ClientError> {
         let broke_off = |source| ClientError::Http { socket: self.socket.clone(), source };
         let stream = UnixStream::connect(&self.socket)
             .await
@@ -141,7 +169,8 @@ impl Client {
         // Ends with `sender`; what goes wrong in it is told to `sender` too.
         tokio::spawn(connection);
         let request = Request::builder().method(method).uri(path).header(header::HOST, "lbd");
-        let request = request.body(Empty::<Bytes>::new()).map_err(ClientError::Request)?;
+        let request = request.header(header::CONTENT_TYPE, "application/json");
+        let request = request.body(Full::new(body)).map_err(ClientError::Request)?;
         let response = sender.send_request(request).await.map_err(broke_off)?;
         let status = response.status();
         let body = response.into_body().collect().await.map_err(broke_off)?.to_bytes();

@@ -1,6 +1,7 @@
 //! `lbctl`: a question over the socket, its answer as a table for people or as JSON for programs.
 
 pub mod client;
+mod drain;
 pub mod render;
 #[cfg(test)]
 mod tests;
@@ -10,12 +11,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::model::WhyQuestion;
+use crate::model::{Admin, AdminOrder, RealChoice};
 use client::{Client, ClientError};
 use render::Style;
 
@@ -71,7 +73,49 @@ enum RealCommand {
     /// Have lbd ask a real what is wrong with it, and show the code, the evidence and the command that mends it
     ///
     /// One answer for each VIP that has the real. Codes: docs/prober.md.
-    Why(WhyFilter),
+    Why(WhichReal),
+    /// Send a real no new flows and let those that it has finish
+    ///
+    /// Its health is still checked and shown. Holds over reloads and restarts of lbd until `enable`, or for as long as
+    /// --for says. With UDP nothing tells a new flow from one that was silent: for `flow_idle` some new ones still go to it.
+    Drain(DrainArgs),
+    /// Take a real out at once: flows that it has are cut off or go to others
+    ///
+    /// Its health is still checked and shown. Holds over reloads and restarts of lbd until `enable`, or for as long as
+    /// --for says.
+    Disable(OrderArgs),
+    /// End what `drain` or `disable` began: the real takes new flows again when its checks pass
+    Enable(WhichReal),
+}
+
+#[derive(Debug, Args)]
+struct OrderArgs {
+    #[command(flatten)]
+    which: WhichReal,
+    /// Why, for whoever looks at it later; one line of at most 200 characters
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Enable it again after this time, such as 90m or 2h; never, if not given
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    span: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+struct DrainArgs {
+    #[command(flatten)]
+    order: OrderArgs,
+    /// Return when it has no flows left: none was seen for as long as --quiet says
+    ///
+    /// Flows become visible as they send, so that none at the beginning means nothing. Counted are the flows of all VIPs that
+    /// send to this real and are remembered; told apart in steps of 17 s. Exit status 1 if --timeout is over before.
+    #[arg(long)]
+    wait: bool,
+    /// With --wait: for how long no flow must have been seen
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "60s", requires = "wait")]
+    quiet: Duration,
+    /// With --wait: how long to wait at most; for ever, if not given
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, requires = "wait")]
+    timeout: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -81,8 +125,8 @@ struct RealFilter {
     vip: Option<IpAddr>,
 }
 
-#[derive(Debug, Args)]
-struct WhyFilter {
+#[derive(Debug, Clone, Copy, Args)]
+struct WhichReal {
     /// The real
     #[arg(value_name = "REAL")]
     real: IpAddr,
@@ -91,10 +135,10 @@ struct WhyFilter {
     vip: Option<VipChoice>,
 }
 
-impl WhyFilter {
-    fn question(&self) -> WhyQuestion {
+impl WhichReal {
+    fn choice(&self) -> RealChoice {
         let Self { real, vip } = *self;
-        WhyQuestion { real, vip: vip.map(|vip| vip.address), port: vip.and_then(|vip| vip.port) }
+        RealChoice { real, vip: vip.map(|vip| vip.address), port: vip.and_then(|vip| vip.port) }
     }
 }
 
@@ -139,7 +183,16 @@ fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
-async fn answer(cli: &Cli, style: Style) -> Result<String, ClientError> {
+/// Why a command did not do what it should.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("{0} still has flows; it goes on draining")]
+    StillDraining(IpAddr),
+}
+
+async fn answer(cli: &Cli, style: Style) -> Result<String, Failure> {
     let client = Client::new(&cli.socket);
     match &cli.command {
         Command::Status => show(cli.output, &client.status().await?, |status| render::status(status, style)),
@@ -150,16 +203,49 @@ async fn answer(cli: &Cli, style: Style) -> Result<String, ClientError> {
             show(cli.output, &rows, |rows| render::reals(rows, style))
         }
         Command::Real(RealCommand::Why(filter)) => {
-            show(cli.output, &client.why(filter.question()).await?, |rows| render::why(rows))
+            show(cli.output, &client.why(filter.choice()).await?, |rows| render::why(rows))
+        }
+        Command::Real(RealCommand::Drain(DrainArgs { order, wait, quiet, timeout })) => {
+            let said = administer(cli.output, &client, order, Admin::Draining, style).await?;
+            let patience = drain::Patience { quiet: *quiet, timeout: *timeout };
+            if *wait && !drain::wait(&client, order.which.real, patience).await? {
+                return Err(Failure::StillDraining(order.which.real));
+            }
+            Ok(said)
+        }
+        Command::Real(RealCommand::Disable(order)) => {
+            administer(cli.output, &client, order, Admin::Disabled, style).await
+        }
+        Command::Real(RealCommand::Enable(which)) => {
+            let order = OrderArgs { which: *which, reason: None, span: None };
+            administer(cli.output, &client, &order, Admin::Enabled, style).await
         }
         Command::Stats => show(cli.output, &client.stats().await?, |stats| render::stats(stats, style)),
         Command::Reload => show(cli.output, &client.reload().await?, render::reload),
     }
 }
 
-fn show<T: Serialize>(output: Output, value: &T, table: impl FnOnce(&T) -> String) -> Result<String, ClientError> {
+async fn administer(
+    output: Output,
+    client: &Client,
+    args: &OrderArgs,
+    state: Admin,
+    style: Style,
+) -> Result<String, Failure> {
+    let OrderArgs { which, reason, span } = args;
+    // Rounded up: an order is not over before its time.
+    let for_s = span.map(|span| span.as_secs() + u64::from(span.subsec_nanos() > 0));
+    let order = AdminOrder { of: which.choice(), state, reason: reason.clone(), for_s };
+    let result = client.administer(&order).await?;
+    for warning in &result.warnings {
+        let _ = writeln!(io::stderr(), "lbctl: warning: {warning}");
+    }
+    show(output, &result, |result| render::administered(result, style))
+}
+
+fn show<T: Serialize>(output: Output, value: &T, table: impl FnOnce(&T) -> String) -> Result<String, Failure> {
     match output {
         Output::Table => Ok(table(value)),
-        Output::Json => serde_json::to_string_pretty(value).map(|json| json + "\n").map_err(ClientError::Json),
+        Output::Json => Ok(serde_json::to_string_pretty(value).map(|json| json + "\n").map_err(ClientError::Json)?),
     }
 }

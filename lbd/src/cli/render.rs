@@ -7,8 +7,8 @@ use jiff::Timestamp;
 
 use crate::config::VipKey;
 use crate::model::{
-    Admin, Finding, Health, Phase, ProberState, RealRow, ReloadResult, Stats, Status, TrackedStats, Verdict, VipRow,
-    WhyRow, XdpMode,
+    AdminResult, Finding, Health, Phase, ProberState, RealRow, ReloadResult, Stats, Status, TrackedStats, Verdict,
+    VipRow, WhyRow, XdpMode,
 };
 
 /// How to draw.
@@ -147,16 +147,11 @@ pub fn reals(rows: &[RealRow], style: Style) -> String {
             Health::Up => Color::Green,
             Health::Down => Color::Red,
         });
-        let admin = match row.admin {
-            Admin::Enabled => "enabled",
-            Admin::Draining => "draining",
-            Admin::Disabled => "disabled",
-        };
         vec![
             Cell::new(row.key()),
             Cell::new(row.real),
             number(row.weight),
-            Cell::new(admin),
+            Cell::new(row.admin.name()),
             state,
             Cell::new(&row.reason),
             number(style.age(row.since)),
@@ -168,6 +163,19 @@ pub fn reals(rows: &[RealRow], style: Style) -> String {
     });
     let names = ["VIP", "REAL", "WEIGHT", "ADMIN", "STATE", "REASON", "SINCE", "CHECKED", "RTT", "SHARE", "WHY"];
     table(&names, cells, style)
+}
+
+/// `lbctl real drain|disable|enable`: a line a VIP.
+#[must_use]
+pub fn administered(result: &AdminResult, style: Style) -> String {
+    let line = |row: &RealRow| {
+        let until = row.admin_until.map(|until| format!(", enabled again in {}", seconds(style.now, until)));
+        let reason = row.admin_reason.as_ref().map(|reason| format!(" ({reason})"));
+        let (admin, state) = (row.admin.name(), health(row.state));
+        let (until, reason) = (until.unwrap_or_default(), reason.unwrap_or_default());
+        format!("{} {}: {admin}{reason}{until}; {state}, share {:.1} %\n", row.key(), row.real, row.share * 100.0)
+    };
+    result.reals.iter().map(line).collect()
 }
 
 /// `lbctl real why`: a paragraph a VIP.

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use clap::Parser as _;
 use jiff::{SignedDuration, Timestamp};
@@ -10,7 +11,7 @@ use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 
 use super::client::{Client, ClientError};
 use super::render::{self, Style};
-use super::{Cli, Command, RealCommand};
+use super::{Cli, Command, DrainArgs, RealCommand};
 use crate::api::{BindError, Request, Server, Serving};
 use crate::config::Protocol;
 use crate::model::*;
@@ -41,6 +42,9 @@ fn some_reals() -> Vec<RealRow> {
         real: real(11),
         weight: 100,
         admin: Admin::Enabled,
+        admin_reason: None,
+        admin_since: None,
+        admin_until: None,
         state: Health::Up,
         reason: "L4OK".into(),
         since: ago(187),
@@ -55,6 +59,9 @@ fn some_reals() -> Vec<RealRow> {
     let down = RealRow {
         real: real(12),
         admin: Admin::Draining,
+        admin_reason: Some("new kernel".to_owned()),
+        admin_since: None,
+        admin_until: None,
         state: Health::Down,
         reason: "PORT_CLOSED".into(),
         since: ago(3600 * 5),
@@ -248,7 +255,7 @@ fn reload_shows_the_changes_and_the_revision() {
 #[test]
 fn real_row_json_is_the_documented_contract() {
     let json = serde_json::to_string(&some_reals()[0]).unwrap();
-    let expected = r#"{"vip":"198.19.10.1","protocol":"tcp","port":80,"real":"198.18.222.11","weight":100,"admin":"enabled","state":"UP","reason":"L4OK","since":"2026-03-01T11:56:53Z","last_check":"2026-03-01T11:59:59Z","rtt_us":210,"rise":2,"fall":0,"share":0.6666666666666666,"mtu":1500,"why":null}"#;
+    let expected = r#"{"vip":"198.19.10.1","protocol":"tcp","port":80,"real":"198.18.222.11","weight":100,"admin":"enabled","state":"UP","reason":"L4OK","since":"2026-03-01T11:56:53Z","last_check":"2026-03-01T11:59:59Z","rtt_us":210,"rise":2,"fall":0,"share":0.6666666666666666,"mtu":1500,"why":null,"admin_reason":null,"admin_since":null,"admin_until":null}"#;
     assert_eq!(json, expected);
 }
 
@@ -300,15 +307,15 @@ fn why_row_json_is_the_documented_contract() {
 
 #[test]
 fn why_takes_a_vip_with_or_without_its_port() {
-    let question = |words: &[&str]| -> Result<WhyQuestion, (i32, String)> {
+    let question = |words: &[&str]| -> Result<RealChoice, (i32, String)> {
         let words = ["lbctl", "real", "why"].iter().chain(words);
         let cli = Cli::try_parse_from(words).map_err(|error| (error.exit_code(), error.to_string()))?;
         match cli.command {
-            Command::Real(RealCommand::Why(filter)) => Ok(filter.question()),
+            Command::Real(RealCommand::Why(filter)) => Ok(filter.choice()),
             other => panic!("{other:?}"),
         }
     };
-    let asked = |vip, port| Ok(WhyQuestion { real: real(12), vip, port });
+    let asked = |vip, port| Ok(RealChoice { real: real(12), vip, port });
     let v6 = Some("fd00::1".parse().unwrap());
     assert_eq!(question(&["198.18.222.12"]), asked(None, None));
     assert_eq!(question(&["198.18.222.12", "--vip", "198.19.10.1"]), asked(Some(VIP), None));
@@ -320,6 +327,36 @@ fn why_takes_a_vip_with_or_without_its_port() {
     }
     let (_, message) = question(&["198.18.222.12", "--vip", "198.19.10.1:http"]).unwrap_err();
     assert!(message.contains("expected ADDRESS, IPV4:PORT or [IPV6]:PORT"), "{message}");
+}
+
+fn some_order() -> AdminOrder {
+    let of = RealChoice { real: real(12), vip: Some(VIP), port: Some(80) };
+    AdminOrder { of, state: Admin::Draining, reason: Some("new kernel".to_owned()), for_s: Some(3600) }
+}
+
+#[test]
+fn drain_takes_a_reason_and_an_end_and_waits_only_if_it_is_told() {
+    let parsed = |words: &[&str]| Cli::try_parse_from([&["lbctl", "real", "drain"], words].concat());
+    let cli = parsed(&["198.18.222.12", "--vip", "198.19.10.1:80", "--reason", "new kernel", "--for", "1h"]).unwrap();
+    let Command::Real(RealCommand::Drain(DrainArgs { order, wait, quiet, timeout })) = cli.command else { panic!() };
+    assert_eq!((order.which.choice(), order.span), (some_order().of, Some(Duration::from_hours(1))));
+    assert_eq!((wait, quiet, timeout), (false, Duration::from_mins(1), None));
+    for wrong in [&["198.18.222.12", "--quiet", "9s"][..], &["198.18.222.12", "--for", "soon"], &["somewhere"]] {
+        assert_eq!(parsed(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
+    }
+}
+
+#[test]
+fn administered_reals_are_told_with_reason_end_and_health() {
+    let mut rows = some_reals();
+    rows.truncate(1);
+    let row = &mut rows[0];
+    (row.admin, row.admin_reason) = (Admin::Draining, Some("new kernel".to_owned()));
+    row.admin_until = Some(now() + SignedDuration::from_mins(90));
+    let said = render::administered(&AdminResult { reals: rows, warnings: Vec::new() }, plain());
+    let expected =
+        "198.19.10.1:80/tcp 198.18.222.11: draining (new kernel), enabled again in 1h30m; UP, share 66.7 %\n";
+    assert_eq!(said, expected);
 }
 
 /// A server at `path` whose owner answers with the samples, and refuses to reload.
@@ -338,6 +375,13 @@ fn start(path: &Path) -> Serving {
                     rows.retain(|row| question.vip.is_none_or(|vip| vip == row.vip));
                     rows.retain(|row| question.port.is_none_or(|port| port == row.port));
                     drop(reply.send(if rows.is_empty() { Err("no such VIP".into()) } else { Ok(rows) }));
+                }
+                Request::Admin(order, reply) => {
+                    assert_eq!(order, some_order());
+                    drop(reply.send(Ok(AdminResult { reals: some_reals(), warnings: vec!["none left".to_owned()] })));
+                }
+                Request::Flows(question, reply) => {
+                    drop(reply.send(Ok(FlowsAnswer { flows: u64::from(question.within_s) })));
                 }
                 Request::Stats(reply) => drop(reply.send(Ok(some_stats()))),
                 Request::Reload(reply) => drop(reply.send(Err("lbd.toml:1:1: wrong".into()))),
@@ -359,14 +403,16 @@ async fn client_and_api_agree_on_every_answer() {
     assert_eq!(client.vips().await.unwrap(), some_vips());
     assert_eq!(client.reals().await.unwrap(), some_reals());
     assert_eq!(client.stats().await.unwrap(), some_stats());
-    let question = WhyQuestion { real: real(12), vip: None, port: None };
+    let question = RealChoice { real: real(12), vip: None, port: None };
     assert_eq!(client.why(question).await.unwrap(), some_whys());
-    let of_all_ports = WhyQuestion { vip: Some(VIP), port: Some(0), ..question };
+    let of_all_ports = RealChoice { vip: Some(VIP), port: Some(0), ..question };
     assert_eq!(client.why(of_all_ports).await.unwrap(), some_whys()[1..]);
-    match client.why(WhyQuestion { vip: Some(IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1])), ..question }).await {
+    match client.why(RealChoice { vip: Some(IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1])), ..question }).await {
         Err(ClientError::Refused { status: 422, message }) => assert_eq!(message, "no such VIP"),
         other => panic!("{other:?}"),
     }
+    assert_eq!(client.administer(&some_order()).await.unwrap().warnings, ["none left"]);
+    assert_eq!(client.flows(FlowsQuestion { real: real(12), within_s: 7 }).await.unwrap().flows, 7);
     match client.reload().await {
         Err(ClientError::Refused { status: 422, message }) => assert_eq!(message, "lbd.toml:1:1: wrong"),
         other => panic!("{other:?}"),

@@ -155,6 +155,7 @@ impl Daemon {
                 let key = self.core.decisive(service, real.address);
                 let check = key.as_ref().and_then(|key| statuses.get(key));
                 let standing = standings.get(&real.address);
+                let order = self.orders.get(&(service.config.key(), real.address));
                 let reason = match standing {
                     Some(_) => check.map_or("INIT", |c| c.reason.code()),
                     None => NO_INDEX,
@@ -165,7 +166,10 @@ impl Daemon {
                     port,
                     real: real.address,
                     weight: real.weight,
-                    admin: Admin::Enabled,
+                    admin: order.map_or(Admin::Enabled, |order| order.state),
+                    admin_reason: order.and_then(|order| order.reason.clone()),
+                    admin_since: order.map(|order| order.since),
+                    admin_until: order.and_then(|order| order.until),
                     state: standing.map_or(Health::Init, |s| health(s.state)),
                     reason: reason.to_owned(),
                     since: check.map_or(self.started, |c| timestamp(c.since)),

@@ -1,10 +1,10 @@
 //! Which checks the daemon has its reals asked about, and for whom.
 
-use super::{Daemon, views::health};
+use super::{Daemon, admin::no_such_real, views::health};
 use crate::{
     api::Reply,
     config::VipKey,
-    model::{Finding, WhyQuestion, WhyRow},
+    model::{Finding, RealChoice, WhyRow},
     service::Service,
     why::Case,
 };
@@ -43,7 +43,7 @@ impl Daemon {
     }
 
     /// Has the real asked as each VIP's; the answer is put together when all is known.
-    pub(super) fn answer_why(&mut self, question: WhyQuestion, reply: Reply<Vec<WhyRow>>) {
+    pub(super) fn answer_why(&mut self, question: RealChoice, reply: Reply<Vec<WhyRow>>) {
         let meant = match self.meant(question) {
             Ok(meant) => meant,
             // An asker that is gone wants no answer.
@@ -56,27 +56,31 @@ impl Daemon {
         tokio::spawn(async move { drop(reply.send(Ok(rows(real, meant, answers).await))) });
     }
 
-    fn meant(&self, question: WhyQuestion) -> Result<Vec<Meant>, String> {
-        let WhyQuestion { real, vip, port } = question;
-        let is_meant = |service: &&Service| {
-            let key = service.config.key();
-            vip.is_none_or(|vip| vip == key.address) && port.is_none_or(|port| port == key.port) && service.has(real)
-        };
+    fn meant(&self, question: RealChoice) -> Result<Vec<Meant>, String> {
+        let real = question.real;
         let meant = |service: &Service| {
             let state = service.standing(real).map_or(State::Init, |standing| standing.state);
             Some((service.config.key(), state, self.core.decisive(service, real)?))
         };
-        let meant: Vec<Meant> = self.core.services().filter(is_meant).filter_map(meant).collect();
+        let meant: Vec<Meant> = self.services_of(question).filter_map(meant).collect();
         let checks = meant.iter().map(|(_, _, key)| key).collect::<BTreeSet<_>>().len();
         match checks {
-            0 if vip.is_none() && port.is_none() => Err(format!("no VIP has the real {real}")),
-            0 => Err(format!("that VIP does not have the real {real}, or is none")),
+            0 => Err(no_such_real(question)),
             1..=MOST => Ok(meant),
             _ => Err(format!(
                 "{real} has {checks} checks of its own in as many VIPs, and at most {MOST} are asked about at a time: name \
                  one VIP, with its port"
             )),
         }
+    }
+
+    /// The VIPs that are meant by a choice of a real.
+    pub(super) fn services_of(&self, choice: RealChoice) -> impl Iterator<Item = &Service> {
+        let RealChoice { real, vip, port } = choice;
+        self.core.services().filter(move |service| {
+            let key = service.config.key();
+            vip.is_none_or(|vip| vip == key.address) && port.is_none_or(|port| port == key.port) && service.has(real)
+        })
     }
 
     fn case(&self, key: &CheckKey) -> Option<Case> {

@@ -5,7 +5,10 @@ use aya::{
     Ebpf,
     maps::{Map, MapData},
 };
-use lb_ebpf::flow::{Bucket, Entry, TableSize, Tick, WAYS};
+use lb_ebpf::{
+    flow::{Bucket, Entry, TableSize, Tick, WAYS},
+    ring::RealId,
+};
 use nix::{
     sys::mman::{MapFlags, ProtFlags, mmap, munmap},
     time::{ClockId, clock_gettime},
@@ -72,6 +75,13 @@ impl FlowTable {
     #[expect(clippy::indexing_slicing, reason = "the number of a bucket of this size of table")]
     pub fn bucket(&self, hash: u64) -> &Bucket {
         &self.buckets()[self.size.bucket_index(hash)]
+    }
+
+    /// How many flows of a real have sent within so many seconds, as far as ticks tell.
+    #[must_use]
+    pub fn of_real(&self, real: RealId, now: Tick, within_s: u16) -> u64 {
+        let entries = self.buckets().iter().flat_map(|bucket| (0..WAYS).map(|way| bucket.load(way)));
+        entries.filter(|entry| entry.real() == real && entry.lives(now, within_s)).map(|_| 1).sum()
     }
 
     /// All buckets; the packet path writes to them meanwhile.

@@ -36,6 +36,7 @@ enum Job {
 enum Question {
     Attach(Vec<String>, Mode),
     Sweep(u16),
+    Flows(RealId, u16, oneshot::Sender<Result<u64, Error>>),
     Report(Vec<u16>, Vec<RealId>, oneshot::Sender<Result<Report, Error>>),
     Detach(oneshot::Sender<Result<(), Error>>),
 }
@@ -140,6 +141,14 @@ impl Worker {
         answered(self.ask(|answer| Question::Report(vips, reals, answer)))
     }
 
+    /// How many remembered flows of a real have sent within so many seconds. Asked at once, wherever it is awaited.
+    ///
+    /// # Errors
+    /// The kernel has no clock.
+    pub fn flows(&self, real: RealId, within_s: u16) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
+        answered(self.ask(|answer| Question::Flows(real, within_s, answer)))
+    }
+
     /// Detaches everywhere and removes what is pinned.
     ///
     /// # Errors
@@ -185,6 +194,9 @@ fn run(mut data_plane: DataPlane, queue: &mpsc::Receiver<Job>, outcomes: &tokio:
             Some(Question::Sweep(idle_s)) => {
                 let swept = written.and_then(|()| Ok(Sweep::over(data_plane.flows().buckets(), tick_now()?, idle_s)));
                 drop(outcomes.send(Outcome::Swept(swept)));
+            }
+            Some(Question::Flows(real, within_s, answer)) => {
+                drop(answer.send(tick_now().map(|now| data_plane.flows().of_real(real, now, within_s))));
             }
             Some(Question::Report(vips, reals, answer)) => drop(answer.send(report(&mut data_plane, &vips, &reals))),
             Some(Question::Detach(answer)) => drop(answer.send(data_plane.detach())),
