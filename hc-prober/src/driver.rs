@@ -12,8 +12,9 @@ use crate::{
     transport::Transport,
 };
 
-/// So many packets are received in one turn, so that a flood of them does not keep probes from being sent.
-const RECEIVE_LIMIT: usize = 8192;
+/// So many packets are received in one turn, so that a flood of them does not keep probes from being sent: some two
+/// milliseconds, if each is answered by a RST. More than probes in one turn, so that they do not pile up.
+const RECEIVE_LIMIT: usize = 512;
 
 /// The engine with its sockets.
 #[derive(Debug)]

@@ -1,13 +1,7 @@
 //! The prober without its edges: it is given the time, checks and captured packets, and returns packets to send and what
 //! has changed. Opens nothing, reads no clock.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::IpAddr,
-    ops::RangeInclusive,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use crate::{
     batch::{Batch, ProbeId},
@@ -19,6 +13,7 @@ use crate::{
     ration::Ration,
     reply::{Answer, IcmpError, Reply, parse},
     report::{Counters, Reason},
+    roster::Roster,
     schedule::{Queue, jitter, phase},
     state::Event,
     subject::{Change, Path, Subject},
@@ -35,8 +30,9 @@ const EVIDENCE_LIFE: Duration = Duration::from_secs(5);
 /// The least time between two probes of a check, whatever its timing says.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// So many probes leave in one poll: their answers fit in the capture's ring many times.
-const SEND_LIMIT: usize = 1024;
+/// So many probes leave in one poll: their answers fit in the capture's ring many times, and they are on their way within
+/// some two milliseconds, before the next are looked for.
+const SEND_LIMIT: usize = 256;
 
 /// See [`Engine::patience`]: so many intervals, but no less than this.
 const PATIENT_INTERVALS: u32 = 3;
@@ -48,7 +44,7 @@ pub struct Planned {
     /// The check.
     pub check: Check,
     /// The addresses, or why it cannot be sent now.
-    pub path: Result<Arc<Path>, Detail>,
+    pub path: Result<Path, Detail>,
 }
 
 /// What the engine wants done.
@@ -80,9 +76,7 @@ pub struct Engine {
     cookies: Cookies,
     ports: RangeInclusive<u16>,
     lanes: HashMap<LaneKey, Lane>,
-    /// By check number; numbers are never reused, so that late answers cannot meet another check.
-    subjects: Vec<Option<Box<Subject>>>,
-    numbers: HashMap<CheckKey, u32>,
+    checks: Roster,
     /// Checks, by when their next probe is due.
     sends: Queue<u32>,
     /// Probes, by when their time is up.
@@ -106,8 +100,7 @@ impl Engine {
             cookies: Cookies::new(secret),
             ports,
             lanes: HashMap::new(),
-            subjects: Vec::new(),
-            numbers: HashMap::new(),
+            checks: Roster::default(),
             sends: Queue::default(),
             expiries: Queue::default(),
             evidence: HashMap::new(),
@@ -125,38 +118,47 @@ impl Engine {
         self.echo_data = data;
     }
 
-    /// Makes these the checks. Those that stay keep their state; new ones first run somewhere within their interval.
+    /// Makes these the checks; of those with equal keys the last. Those that stay keep their state; new ones first run
+    /// somewhere within their interval.
     pub fn set_checks(&mut self, planned: Vec<Planned>, now: Monotonic) {
         self.lanes.retain(|_, lane| !lane.is_idle(now));
         self.evidence.retain(|_, (_, at)| now.since(*at) < EVIDENCE_LIFE);
-        let wanted: HashSet<CheckKey> = planned.iter().map(|planned| planned.check.key.clone()).collect();
-        let subjects = &mut self.subjects;
-        self.numbers.retain(|key, number| {
-            let stays = wanted.contains(key);
-            if let Some(subject) = slot(subjects, *number).filter(|_| !stays) {
-                *subject = None;
-            }
-            stays
-        });
+        self.checks.retain_gone(|since| now.since(since) <= MEMORY);
+        let mut kept = vec![false; self.checks.given()];
+        let mut next = 0;
         for planned in planned {
-            let known = self.numbers.get(&planned.check.key).copied();
-            match known.and_then(|number| self.subject(number)) {
-                Some(subject) => {
-                    let sooner = planned.check.timing.interval < subject.check.timing.interval;
-                    subject.check = planned.check;
-                    subject.path = planned.path;
-                    if let Some(number) = known.filter(|_| sooner) {
-                        self.advance(number, now);
+            // Most often they come in the order in which they came before.
+            match self.checks.number(&planned.check.key, next) {
+                Some(number) => {
+                    if let Some(kept) = usize::try_from(number).ok().and_then(|number| kept.get_mut(number)) {
+                        *kept = true;
                     }
+                    next = number.saturating_add(1);
+                    self.renew(number, planned, now);
                 }
                 None => self.start(planned, now),
             }
         }
+        for (number, _) in (0..).zip(kept).filter(|(_, kept)| !kept) {
+            self.checks.remove(number, now);
+        }
+        self.checks.sort(now);
         self.share_rations();
         let shortest = self.subjects().map(|subject| subject.check.timing.interval).min();
         self.patience = shortest.map_or(LEAST_PATIENCE, |interval| LEAST_PATIENCE.max(interval * PATIENT_INTERVALS));
         if shortest.is_none() {
             self.refused_since = None;
+        }
+    }
+
+    /// A check that stays, as it is to be from now on.
+    fn renew(&mut self, number: u32, planned: Planned, now: Monotonic) {
+        let Some(subject) = self.subject(number) else { return };
+        let sooner = planned.check.timing.interval < subject.check.timing.interval;
+        subject.check = planned.check;
+        subject.path = planned.path;
+        if sooner {
+            self.advance(number, now);
         }
     }
 
@@ -172,16 +174,16 @@ impl Engine {
 
     /// Gives a check another path; its state stays.
     pub fn set_path(&mut self, planned: &Planned) {
-        let number = self.numbers.get(&planned.check.key).copied();
+        let number = self.checks.number(&planned.check.key, 0);
         if let Some(subject) = number.and_then(|number| self.subject(number)) {
-            subject.path.clone_from(&planned.path);
+            subject.path = planned.path;
         }
     }
 
     /// Counts the UDP checks of each real.
     fn share_rations(&mut self) {
         self.rations.values_mut().for_each(|ration| ration.checks = 0);
-        for subject in self.subjects.iter().flatten() {
+        for subject in self.checks.iter() {
             if matches!(subject.check.key.kind, Kind::Udp { .. }) {
                 self.rations.entry(subject.check.key.real).or_default().checks += 1;
             }
@@ -191,16 +193,15 @@ impl Engine {
 
     fn start(&mut self, planned: Planned, now: Monotonic) {
         let interval = planned.check.timing.interval;
-        let Some(number) = self.add(planned, now) else { return };
+        let Some(number) = self.checks.push(Subject::new(planned.check, planned.path, now)) else { return };
         let at = now + phase(interval, self.cookies.spread(number, u32::MAX));
         self.schedule(number, at);
     }
 
     /// Adds a check that runs only when [`Self::launch`] is called; returns its number. `None`: out of numbers.
     pub fn add(&mut self, planned: Planned, now: Monotonic) -> Option<u32> {
-        let number = u32::try_from(self.subjects.len()).ok()?;
-        self.numbers.insert(planned.check.key.clone(), number);
-        self.subjects.push(Some(Box::new(Subject::new(planned.check, planned.path, now))));
+        let number = self.checks.push(Subject::new(planned.check, planned.path, now))?;
+        self.checks.sort(now);
         Some(number)
     }
 
@@ -266,8 +267,7 @@ impl Engine {
     /// Sends a probe of a check now.
     pub fn launch(&mut self, number: u32, now: Monotonic, out: &mut Output) {
         let Some(subject) = self.subject(number) else { return };
-        let (kind, path, timeout) =
-            (subject.check.key.kind.clone(), subject.path.clone(), subject.check.timing.timeout);
+        let (kind, path, timeout) = (subject.check.key.kind.clone(), subject.path, subject.check.timing.timeout);
         let probe = ProbeId { check: number, serial: subject.next_serial() };
         subject.launched(now);
         self.counters.sent += 1;
@@ -301,7 +301,7 @@ impl Engine {
         &mut self,
         probe: ProbeId,
         kind: &Kind,
-        path: &Arc<Path>,
+        path: &Path,
         now: Monotonic,
         out: &mut Output,
     ) -> Result<(), Detail> {
@@ -327,7 +327,7 @@ impl Engine {
     fn push_echo(
         &mut self,
         probe: ProbeId,
-        path: &Arc<Path>,
+        path: &Path,
         companion: bool,
         now: Monotonic,
         out: &mut Output,
@@ -348,7 +348,7 @@ impl Engine {
     fn depart(
         &mut self,
         probe: ProbeId,
-        path: &Arc<Path>,
+        path: &Path,
         protocol: Protocol,
         port: u16,
         companion: bool,
@@ -358,15 +358,8 @@ impl Engine {
         let key = LaneKey { ends: path.inner, protocol, port };
         let (cookies, ports) = (&self.cookies, &self.ports);
         let lane = self.lanes.entry(key).or_insert_with(|| Lane::new(ports, cookies.rotation(&key), MEMORY));
-        let flight = Flight {
-            check: probe.check,
-            serial: probe.serial,
-            sent_at: now,
-            path: Arc::clone(path),
-            companion,
-            answered: false,
-        };
-        let (from, epoch) = lane.launch(flight, rest).ok_or(Detail::NoPort)?;
+        let flight = Flight::new(probe, companion, now);
+        let (from, epoch) = lane.launch(flight, rest, now).ok_or(Detail::NoPort)?;
         Ok((from, cookies.cookie(&key, from, epoch)))
     }
 
@@ -392,48 +385,56 @@ impl Engine {
             Proof::Forged => self.counters.forged += 1,
             Proof::Neutral => self.counters.neutral += 1,
             Proof::Genuine => {
-                let repeated = std::mem::replace(&mut flight.answered, true);
-                let flight = flight.clone();
+                let (repeated, flight) = (flight.answer(), *flight);
                 let syn_ack = matches!(answer, Answer::SynAck { .. });
                 if syn_ack {
-                    self.reset(key, port, cookie, &flight, out);
+                    self.reset(key, port, cookie, flight.probe(), out);
                 }
-                self.genuine(&flight, answer, repeated && syn_ack, at, out);
+                self.genuine(key, flight, answer, repeated && syn_ack, at, out);
             }
         }
     }
 
     /// Leaves nothing behind on the real: RFC 9293, 3.10.7.4, a RST in the window ends SYN-RECEIVED.
-    fn reset(&mut self, key: &LaneKey, from: u16, cookie: Cookie, flight: &Flight, out: &mut Output) {
+    fn reset(&mut self, key: &LaneKey, from: u16, cookie: Cookie, probe: ProbeId, out: &mut Output) {
+        let Some(path) = self.checks.path(probe.check) else { return };
         let sequence = cookie.sequence().wrapping_add(1);
         let segment = Segment::Rst { from, to: key.port, sequence };
         let inner = Inner { ends: key.ends, tag: cookie.tag(key.ends), segment };
-        let probe = ProbeId { check: flight.check, serial: flight.serial };
-        if out.packets.push(flight.path.outer(probe), &inner, None) {
+        if out.packets.push(path.outer(probe), &inner, None) {
             self.counters.resets += 1;
         }
     }
 
-    fn genuine(&mut self, flight: &Flight, answer: &Answer<'_>, repeated: bool, at: Monotonic, out: &mut Output) {
-        let probe = ProbeId { check: flight.check, serial: flight.serial };
-        if let (Answer::Error { .. }, Some(ration)) = (answer, self.rations.get_mut(&flight.path.real())) {
-            ration.refused(flight.sent_at, MEMORY);
+    fn genuine(
+        &mut self,
+        key: &LaneKey,
+        flight: Flight,
+        answer: &Answer<'_>,
+        repeated: bool,
+        at: Monotonic,
+        out: &mut Output,
+    ) {
+        let probe = flight.probe();
+        if let Answer::Error { .. } = answer {
+            self.refused(flight, at);
         }
-        if flight.companion {
+        if flight.is_companion() {
             return self.alongside(probe, answer);
         }
-        let subject = self.subject(probe.check).filter(|subject| subject.is_open(probe.serial));
-        let Some(subject) = subject else {
+        let subject = self.subject(probe.check);
+        let open = subject.and_then(|subject| subject.sent_at(probe.serial).map(|sent_at| (subject, sent_at)));
+        let Some((subject, sent_at)) = open else {
             let counter = if repeated { &mut self.counters.repeated } else { &mut self.counters.late };
             *counter += 1;
             return;
         };
-        let Some(finding) = interpret(answer, &subject.check.key.kind, flight.path.inner.destination()) else {
+        let Some(finding) = interpret(answer, &subject.check.key.kind, key.ends.destination()) else {
             self.counters.neutral += 1;
             return;
         };
         // What arrived too late changes nothing, even if the timeout was not noticed yet.
-        let rtt = at.since(flight.sent_at);
+        let rtt = at.since(sent_at);
         if rtt > subject.check.timing.timeout {
             self.counters.late += 1;
             return;
@@ -444,10 +445,18 @@ impl Engine {
         self.resolve(probe, Finding { rtt: Some(rtt), ..finding }, at, out);
     }
 
+    /// A real has refused a packet of ours.
+    fn refused(&mut self, flight: Flight, at: Monotonic) {
+        let real = self.checks.path(flight.probe().check).map(|path| path.real());
+        if let Some(ration) = real.and_then(|real| self.rations.get_mut(&real)) {
+            ration.refused(at.before(flight.age(at)), MEMORY);
+        }
+    }
+
     /// The echo request alongside a UDP probe was answered. Its only use is to explain the datagram's silence: it decides
     /// nothing itself.
     fn alongside(&mut self, probe: ProbeId, answer: &Answer<'_>) {
-        let Some(Some(subject)) = slot(&mut self.subjects, probe.check) else { return };
+        let Some(subject) = self.checks.get_mut(probe.check) else { return };
         match *answer {
             Answer::Echo { .. } => subject.echoed(probe.serial),
             Answer::Error { error, .. } => {
@@ -460,7 +469,7 @@ impl Engine {
     }
 
     fn expire(&mut self, probe: ProbeId, now: Monotonic, out: &mut Output) {
-        let Some(Some(subject)) = slot(&mut self.subjects, probe.check) else { return };
+        let Some(subject) = self.checks.get_mut(probe.check) else { return };
         if !subject.is_open(probe.serial) {
             return;
         }
@@ -473,7 +482,7 @@ impl Engine {
     }
 
     fn resolve(&mut self, probe: ProbeId, finding: Finding, now: Monotonic, out: &mut Output) {
-        let Some(Some(subject)) = slot(&mut self.subjects, probe.check) else { return };
+        let Some(subject) = self.checks.get_mut(probe.check) else { return };
         if !subject.resolve(probe.serial, finding, now, &mut self.changes) {
             return;
         }
@@ -508,7 +517,7 @@ impl Engine {
 
     /// The checks under way, in order of their start.
     pub fn subjects(&self) -> impl Iterator<Item = &Subject> {
-        self.subjects.iter().flatten().map(Box::as_ref)
+        self.checks.iter()
     }
 
     /// Probes that await a result.
@@ -524,12 +533,8 @@ impl Engine {
     }
 
     fn subject(&mut self, number: u32) -> Option<&mut Subject> {
-        slot(&mut self.subjects, number)?.as_deref_mut()
+        self.checks.get_mut(number)
     }
-}
-
-fn slot(subjects: &mut [Option<Box<Subject>>], number: u32) -> Option<&mut Option<Box<Subject>>> {
-    subjects.get_mut(usize::try_from(number).ok()?)
 }
 
 /// When the next probe must leave earlier than planned because a verdict is pending now. Counted from the last attempt,

@@ -4,29 +4,72 @@
 //! permutation of the range, so the record of what was sent from a port is found by arithmetic: no map, and no memory for
 //! ports that were not used lately.
 
-use std::{collections::VecDeque, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{collections::VecDeque, ops::RangeInclusive, time::Duration};
 
-use crate::{subject::Path, time::Monotonic};
+use crate::{batch::ProbeId, time::Monotonic};
 
-/// What was sent from a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What was sent from a port. There is one for each probe of the last minute, so it is small.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flight {
-    /// Which check.
-    pub check: u32,
-    /// Which of the check's probes.
-    pub serial: u32,
-    /// When.
-    pub sent_at: Monotonic,
-    /// Which way: a late SYN-ACK is still reset when the check is long gone.
-    pub path: Arc<Path>,
-    /// The echo request alongside a UDP probe.
-    pub companion: bool,
-    /// A genuine answer has come.
-    pub answered: bool,
+    check: u32,
+    serial: u32,
+    /// When it was sent, in units of [`TICK_BITS`]; in the two highest bits [`COMPANION`] and [`ANSWERED`].
+    word: u32,
 }
 
-/// There is one for each probe of the last minute.
-const _: () = assert!(size_of::<Flight>() <= 32);
+const _: () = assert!(size_of::<Flight>() == 12);
+
+/// A flight's time is told in units of 2¹⁶ ns, some 66 µs; 30 bits of them come round after 19 hours. A lane forgets its
+/// flights long before that.
+const TICK_BITS: u32 = 16;
+const COMPANION: u32 = 1 << 31;
+const ANSWERED: u32 = 1 << 30;
+const TICKS: u32 = ANSWERED - 1;
+
+impl Flight {
+    /// A packet of `probe` that is sent now. `companion`: it is the echo request alongside a UDP probe.
+    #[must_use]
+    pub fn new(probe: ProbeId, companion: bool, now: Monotonic) -> Self {
+        Self { check: probe.check, serial: probe.serial, word: ticks(now) | if companion { COMPANION } else { 0 } }
+    }
+
+    /// Of which probe.
+    #[must_use]
+    pub fn probe(self) -> ProbeId {
+        ProbeId { check: self.check, serial: self.serial }
+    }
+
+    /// Whether it is the echo request alongside a UDP probe.
+    #[must_use]
+    pub fn is_companion(self) -> bool {
+        self.word & COMPANION != 0
+    }
+
+    /// Whether a genuine answer has come.
+    #[must_use]
+    pub fn is_answered(self) -> bool {
+        self.word & ANSWERED != 0
+    }
+
+    /// A genuine answer has come. Returns whether it was not the first.
+    pub fn answer(&mut self) -> bool {
+        let repeated = self.is_answered();
+        self.word |= ANSWERED;
+        repeated
+    }
+
+    /// How long ago it was sent, up to 66 µs more or less; zero if `now` is earlier.
+    #[must_use]
+    pub fn age(self, now: Monotonic) -> Duration {
+        let ticks = ticks(now).wrapping_sub(self.word) & TICKS;
+        Duration::from_nanos(if ticks > TICKS / 2 { 0 } else { u64::from(ticks) << TICK_BITS })
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "they come round")]
+fn ticks(at: Monotonic) -> u32 {
+    (at.0 >> TICK_BITS) as u32 & TICKS
+}
 
 /// The flights of one lane.
 #[derive(Debug, Clone)]
@@ -35,33 +78,41 @@ pub struct Lane {
     /// In order of sending; the first has number `first`, each next one more.
     flights: VecDeque<Flight>,
     first: u64,
+    /// When the last of them was sent.
+    last: Monotonic,
     /// How long a flight is remembered, and its port left alone.
     memory: Duration,
 }
 
 impl Lane {
-    /// An empty lane over `ports`; `secret` decides the order in which they are used.
+    /// An empty lane over `ports`; `secret` decides the order in which they are used. `memory`: no more than hours.
     #[must_use]
     pub fn new(ports: &RangeInclusive<u16>, secret: u64, memory: Duration) -> Self {
-        Self { rotation: Rotation::new(ports, secret), flights: VecDeque::new(), first: 0, memory }
+        let rotation = Rotation::new(ports, secret);
+        Self { rotation, flights: VecDeque::new(), first: 0, last: Monotonic::default(), memory }
     }
 
-    /// Records a flight; returns its port and number (its epoch). When every port is remembered, the one used longest ago is
-    /// taken again if its answer has come or nothing came of it for `rest`; otherwise there is `None`.
-    pub fn launch(&mut self, flight: Flight, rest: Duration) -> Option<(u16, u64)> {
-        let now = flight.sent_at;
-        while self.flights.front().is_some_and(|old| now.since(old.sent_at) > self.memory) {
+    /// Records a flight that leaves now; returns its port and number (its epoch). When every port is remembered, the one used
+    /// longest ago is taken again if its answer has come or nothing came of it for `rest`; otherwise there is `None`.
+    pub fn launch(&mut self, flight: Flight, rest: Duration, now: Monotonic) -> Option<(u16, u64)> {
+        let idle = self.is_idle(now);
+        while self.flights.front().is_some_and(|old| idle || old.age(now) > self.memory) {
             self.forget();
         }
         if self.flights.len() >= self.rotation.len() {
             let oldest = self.flights.front()?;
-            if !oldest.answered && now.since(oldest.sent_at) < rest {
+            if !oldest.is_answered() && oldest.age(now) < rest {
                 return None;
             }
             self.forget();
         }
         let epoch = self.first.wrapping_add(u64::try_from(self.flights.len()).ok()?);
+        if self.flights.len() == self.flights.capacity() {
+            // Most lanes have reached their size for good; doubling would leave half of it empty.
+            self.flights.reserve_exact(self.flights.len() / 8 + 4);
+        }
         self.flights.push_back(flight);
+        self.last = now;
         Some((self.rotation.port(epoch), epoch))
     }
 
@@ -77,7 +128,7 @@ impl Lane {
     /// Whether nothing that was sent here needs to be remembered.
     #[must_use]
     pub fn is_idle(&self, now: Monotonic) -> bool {
-        self.flights.back().is_none_or(|last| now.since(last.sent_at) > self.memory)
+        now.since(self.last) > self.memory || self.flights.is_empty()
     }
 
     fn forget(&mut self) {
@@ -138,56 +189,90 @@ fn inverse(a: u64, m: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ends::Ends, subject::Tunnel};
     use proptest::prelude::*;
-    use std::{collections::HashSet, net::Ipv4Addr};
+    use std::collections::HashSet;
 
     const REST: Duration = Duration::from_secs(1);
+    const HOUR: Duration = Duration::from_hours(1);
+    /// A unit of a flight's time.
+    const TICK: u64 = 1 << TICK_BITS;
 
     fn flight(serial: u32, at: u64) -> Flight {
-        let here = Ipv4Addr::LOCALHOST;
-        let tunnel = Tunnel::V4 { source: here.into(), real: here };
-        let path = Path { tunnel: Some(tunnel), inner: Ends::V4 { source: here, destination: here } };
-        Flight { check: 0, serial, sent_at: Monotonic(at), path: Arc::new(path), companion: false, answered: false }
+        Flight::new(ProbeId { check: 0, serial }, false, Monotonic(at))
+    }
+
+    impl Lane {
+        fn launch_at(&mut self, serial: u32, at: u64) -> Option<(u16, u64)> {
+            self.launch(flight(serial, at), REST, Monotonic(at))
+        }
     }
 
     proptest! {
         #[test]
         fn ports_one_round_uses_each_once_and_finds_each(first in 1024_u16..60000, size in 1_u16..600, secret: u64) {
             let ports = first..=first + size - 1;
-            let mut lane = Lane::new(&ports, secret, Duration::MAX);
+            let mut lane = Lane::new(&ports, secret, HOUR);
             let mut used = HashSet::new();
             for n in 0..u32::from(size) {
-                let (port, epoch) = lane.launch(flight(n, 0), REST).unwrap();
+                let (port, epoch) = lane.launch_at(n, 0).unwrap();
                 prop_assert!(ports.contains(&port) && used.insert(port));
                 let (found, found_epoch) = lane.find(port).unwrap();
-                prop_assert_eq!((found.serial, found_epoch), (n, epoch));
+                prop_assert_eq!((found.probe().serial, found_epoch), (n, epoch));
             }
-            prop_assert!(lane.launch(flight(0, 0), REST).is_none(), "all in use");
+            prop_assert!(lane.launch_at(0, 0).is_none(), "all in use");
+        }
+
+        /// Against what was put in, for hours, and a while before it was sent.
+        #[test]
+        fn flight_says_what_was_put_in(
+            check: u32, serial: u32, companion: bool, answered: bool, at in 1_u64 << 45..1 << 62, age in 0_u64..(1 << 45) - 2 * TICK,
+        ) {
+            let probe = ProbeId { check, serial };
+            let mut flight = Flight::new(probe, companion, Monotonic(at));
+            if answered {
+                prop_assert!(!flight.answer());
+            }
+            prop_assert_eq!((flight.probe(), flight.is_companion(), flight.is_answered()), (probe, companion, answered));
+            let found = flight.age(Monotonic(at + age)).as_nanos();
+            prop_assert!(found.abs_diff(age.into()) < TICK.into(), "{found} for {age}");
+            prop_assert!(flight.age(Monotonic(at - age)).is_zero());
         }
     }
 
     #[test]
     fn port_reused_finds_the_latest_flight() {
-        let mut lane = Lane::new(&(61000..=61003), 12345, Duration::from_nanos(10));
+        let mut lane = Lane::new(&(61000..=61003), 12345, Duration::from_nanos(2 * TICK));
         for n in 0..100 {
-            let (port, _) = lane.launch(flight(n, u64::from(n) * 5), REST).unwrap();
-            assert_eq!(lane.find(port).unwrap().0.serial, n);
+            let (port, _) = lane.launch_at(n, u64::from(n) * TICK).unwrap();
+            assert_eq!(lane.find(port).unwrap().0.probe().serial, n);
         }
     }
 
     #[test]
     fn port_answered_is_reused_when_none_is_left() {
-        let mut lane = Lane::new(&(61000..=61001), 1, Duration::MAX);
-        let (port, _) = lane.launch(flight(0, 0), REST).unwrap();
-        lane.launch(flight(1, 0), REST).unwrap();
-        assert!(lane.launch(flight(2, 0), REST).is_none());
-        lane.find(port).unwrap().0.answered = true;
-        assert_eq!(lane.launch(flight(2, 0), REST).unwrap().0, port);
+        let mut lane = Lane::new(&(61000..=61001), 1, HOUR);
+        let (port, _) = lane.launch_at(0, 0).unwrap();
+        lane.launch_at(1, 0).unwrap();
+        assert!(lane.launch_at(2, 0).is_none());
+        assert!(!lane.find(port).unwrap().0.answer());
+        assert_eq!(lane.launch_at(2, 0).unwrap().0, port);
+    }
+
+    /// After as long as the units of a flight's time take to come round, it would seem to be new.
+    #[test]
+    fn flights_of_a_lane_that_rested_for_long_are_forgotten() {
+        let mut lane = Lane::new(&(61000..=61001), 1, HOUR);
+        let round = u64::from(TICKS + 1) << TICK_BITS;
+        lane.launch_at(0, TICK).unwrap();
+        lane.launch_at(1, TICK).unwrap();
+        assert!(lane.launch_at(2, TICK).is_none());
+        assert!(lane.is_idle(Monotonic(round + TICK)));
+        lane.launch_at(2, round + TICK).unwrap();
+        assert_eq!(lane.flights.len(), 1);
     }
 
     #[test]
     fn port_outside_the_range_is_unknown() {
-        assert!(Lane::new(&(61000..=61001), 1, Duration::MAX).find(60999).is_none());
+        assert!(Lane::new(&(61000..=61001), 1, HOUR).find(60999).is_none());
     }
 }

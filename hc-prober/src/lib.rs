@@ -30,6 +30,7 @@ pub mod plan;
 pub mod ration;
 pub mod reply;
 pub mod report;
+pub mod roster;
 pub mod route;
 pub mod runner;
 pub mod schedule;

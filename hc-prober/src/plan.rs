@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::Arc,
 };
 
 use lb_ebpf::probe::{INNER, OUTER, Watch};
@@ -24,7 +23,7 @@ pub async fn plan(checks: &[Check], settings: &Settings, routes: &Handle) -> Vec
     let mut paths = Planner { settings, routes, sources: HashMap::new() };
     let mut planned = Vec::with_capacity(checks.len());
     for check in checks {
-        let path = paths.path(check.key.real, check.key.target).await.map(Arc::new);
+        let path = paths.path(check.key.real, check.key.target).await;
         planned.push(Planned { check: check.clone(), path });
     }
     planned

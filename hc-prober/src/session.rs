@@ -5,7 +5,6 @@ use std::{
     ops::RangeInclusive,
     os::fd::AsFd,
     process,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -123,7 +122,7 @@ impl Session {
             Ok::<_, SessionError>(match way {
                 Way::Tunnel => plan(std::slice::from_ref(check), &settings, &routes).await.into_iter().next(),
                 Way::Direct => {
-                    let path = direct(real, &settings, &routes).await.map(Arc::new);
+                    let path = direct(real, &settings, &routes).await;
                     Some(Planned { check: check.clone(), path })
                 }
             })

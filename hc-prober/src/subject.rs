@@ -3,7 +3,6 @@
 use std::{
     collections::VecDeque,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::Arc,
     time::Duration,
 };
 
@@ -116,7 +115,7 @@ pub struct Subject {
     /// What is checked, and when.
     pub check: Check,
     /// Where its packets go, or why they cannot.
-    pub path: Result<Arc<Path>, Detail>,
+    pub path: Result<Path, Detail>,
     /// The verdict.
     pub machine: Machine,
     /// Why the verdict is what it is.
@@ -147,7 +146,7 @@ pub struct Subject {
 impl Subject {
     /// A check that has not run yet.
     #[must_use]
-    pub fn new(check: Check, path: Result<Arc<Path>, Detail>, now: Monotonic) -> Self {
+    pub fn new(check: Check, path: Result<Path, Detail>, now: Monotonic) -> Self {
         Self {
             check,
             detail: path.as_ref().err().copied(),
@@ -184,6 +183,10 @@ impl Subject {
         self.last_attempt = Some(now);
         self.ran_before = self.last_run;
         self.last_run = Some(now);
+        if self.window.len() == self.window.capacity() {
+            // With each of many checks, one probe at a time is under way.
+            self.window.reserve_exact(1 + self.window.len() / 2);
+        }
         self.window.push_back(Pending { sent_at: now, echoed: false, hint: None, mismatched: false, result: None });
     }
 
@@ -191,6 +194,12 @@ impl Subject {
     #[must_use]
     pub fn is_open(&self, serial: u32) -> bool {
         self.pending(serial).is_some_and(|pending| pending.result.is_none())
+    }
+
+    /// When the probe was sent, if it still awaits its result.
+    #[must_use]
+    pub fn sent_at(&self, serial: u32) -> Option<Monotonic> {
+        self.pending(serial).filter(|pending| pending.result.is_none()).map(|pending| pending.sent_at)
     }
 
     /// The echo request that went alongside the probe was answered.

@@ -266,6 +266,32 @@ fn host_down_is_found() {
 }
 
 #[test]
+fn service_that_answers_otherwise_is_a_mismatch() {
+    let net = Net::new();
+    let _kept = services(&net);
+    let otherwise = (2, "DOWN", Some("soft"), "MISMATCH", "MISMATCH");
+    for (arguments, expected) in [
+        ("--payload 6869 --expect 6869", (0, "UP", None, "L4OK", "OK")),
+        ("--payload 6869 --expect 6869ff", otherwise),
+        ("--payload 6869 --expect 6868 --require-reply", otherwise),
+    ] {
+        for pair in PAIRS {
+            let ask = |subcommand| {
+                let arguments = format!("--udp 53 --timeout 250ms -o json {arguments}");
+                let output = net.subcommand(subcommand, pair, &arguments).output().unwrap();
+                let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+                (output.status.code().unwrap(), json)
+            };
+            let ((exit, check), (exit_too, diagnosis)) = (ask("check"), ask("diagnose"));
+            let word = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+            let [state, reason] = [&check["state"], &check["reason"]].map(word);
+            let found = (exit, &*state, check["severity"].as_str(), &*reason, &*word(&diagnosis["code"]));
+            assert_eq!((found, exit_too), (expected, expected.0), "{pair:?} {arguments}: {check} {diagnosis}");
+        }
+    }
+}
+
+#[test]
 fn tunnel_that_worked_before_makes_rp_filter_suspect() {
     let mut net = Net::new();
     let _kept = cause(&mut net, Fault::TunnelFiltered);

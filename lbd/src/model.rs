@@ -99,8 +99,8 @@ pub struct ProberStatus {
     pub late: u64,
     /// How far behind its schedule a probe was sent at most, since the start, in microseconds.
     pub lag_us: u64,
-    /// Half of the probes were sent no later than this, in microseconds; the end of a bucket of a histogram, so up to twice
-    /// the truth.
+    /// Half of the probes were sent no later than this, in microseconds; the end of a bucket of a histogram, so up to an
+    /// eighth more than the truth.
     pub lag_p50_us: u64,
     /// The same of 99 in a hundred.
     pub lag_p99_us: u64,

@@ -37,6 +37,13 @@ fn real_with_stock_ip6_tunnel_is_provisioned_checked_and_left_as_found() {
     passed(guest.script(include_str!("../vm/real_ip6_tunnel.sh"))).unwrap();
 }
 
+#[test]
+fn real_with_stock_tunnels_broken_in_each_way_is_diagnosed() {
+    let mut guest = Vm::new(Kernel::debian().unwrap()).unwrap().program("/usr/sbin/nft").unwrap();
+    guest = guest.program(binary("hc-prober").unwrap()).unwrap();
+    passed(guest.script(include_str!("../vm/diagnose.sh"))).unwrap();
+}
+
 /// Two guests, since there is no disk: the second is given what the first would have had on it.
 #[test]
 fn real_with_persist_serves_after_a_reboot() {

@@ -52,24 +52,32 @@ impl Service {
 
     /// A lab with both families: the IPv6 VIP and the IPv4 one, both over the IPv6 addresses of all reals.
     pub(crate) fn over_ipv6(test: &str, reals: usize) -> Self {
-        let lab = Lab::up(&LabConfig { name: format!("e{}-{test}", std::process::id()), reals }).unwrap();
-        lab.add_ipv6().unwrap();
-        let (lb, vip) = (lab.lb().addr6(), VIP6.to_string());
-        let mut config = format!("[node]\ninterface = \"eth0\"\nouter_source6 = \"{lb}\"\n[defaults]\n{TIMING}\n");
-        let reals: Vec<_> =
-            lab.reals().iter().map(|real| format!("[[vip.real]]\naddress = \"{}\"\n", real.addr6())).collect();
-        for address in [vip.as_str(), &VIP.to_string()] {
-            let head = format!("[[vip]]\naddress = \"{address}\"\nprotocol = \"tcp\"\nport = 80\n");
-            config.extend([head.as_str(), "check = { kind = \"tcp\" }\n", &reals.concat()]);
-        }
-        for real in lab.reals() {
-            run(&mut apply6(&lab, real)).unwrap();
-        }
-        let lbd = lab.start_lbd(&config, &[]).unwrap();
-        let service = Self { lab, lbd, options: &[] };
+        let service = Self::dual(test, reals, |lab| {
+            let reals: Vec<_> =
+                lab.reals().iter().map(|real| format!("[[vip.real]]\naddress = \"{}\"\n", real.addr6())).collect();
+            let vip = |address: IpAddr| {
+                let head = format!("[[vip]]\naddress = \"{address}\"\nprotocol = \"tcp\"\nport = 80\n");
+                [head.as_str(), "check = { kind = \"tcp\" }\n", &reals.concat()].concat()
+            };
+            [vip(VIP6.into()), vip(VIP.into())].concat()
+        });
         service.wait_for("every real to be UP", |rows| rows.iter().all(|row| row.state == Health::Up));
         service.wait_until_attached();
         service
+    }
+
+    /// A lab with both families, each real provisioned for the VIPs of both, and lbd running with these VIPs.
+    pub(crate) fn dual(test: &str, reals: usize, vips: impl FnOnce(&Lab) -> String) -> Self {
+        let lab = Lab::up(&LabConfig { name: format!("e{}-{test}", std::process::id()), reals }).unwrap();
+        lab.add_ipv6().unwrap();
+        for real in lab.reals() {
+            run(&mut apply6(&lab, real)).unwrap();
+        }
+        let (lb, lb6) = (lab.lb().addr(), lab.lb().addr6());
+        let node = format!("interface = \"eth0\"\nouter_source = \"{lb}\"\nouter_source6 = \"{lb6}\"");
+        let config = format!("[node]\n{node}\n[defaults]\n{TIMING}\n{}", vips(&lab));
+        let lbd = lab.start_lbd(&config, &[]).unwrap();
+        Self { lab, lbd, options: &[] }
     }
 
     /// The rows of all reals of all VIPs, once they are so.
@@ -89,7 +97,7 @@ impl Service {
         self.wait_until_attached();
     }
 
-    fn wait_until_attached(&self) {
+    pub(crate) fn wait_until_attached(&self) {
         let attached = || Ok(self.lbctl(&["status"])?.contains("running for").then_some(()));
         wait_for("lbd to attach", SOON, attached).unwrap();
     }

@@ -72,6 +72,39 @@ impl Drop for Pinned {
     }
 }
 
+/// While it lives, as many packets may wait for a CPU that they are steered to as for a network card's: steered packets
+/// stand for those that other machines receive.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    before: String,
+}
+
+impl Queue {
+    const LENGTH: &str = "/proc/sys/net/core/netdev_max_backlog";
+
+    /// Of every CPU.
+    pub(crate) fn lengthened() -> Result<Self> {
+        let before = fs::read_to_string(Self::LENGTH).context("reading the length of the queue of steered packets")?;
+        fs::write(Self::LENGTH, "16384").context("setting the length of the queue of steered packets")?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(Self::LENGTH, &self.before) {
+            eprintln!("bench: {} is not {} again: {error}", Self::LENGTH, self.before.trim());
+        }
+    }
+}
+
+/// Packets that found the queue of their CPU full: the second number of each line, in hexadecimal, one line a CPU.
+pub(crate) fn queue_drops() -> Result<u64> {
+    let text = fs::read_to_string("/proc/net/softnet_stat").context("reading the queues' counters")?;
+    let drops = |line: &str| anyhow::Ok(u64::from_str_radix(line.split_whitespace().nth(1).unwrap_or_default(), 16)?);
+    text.lines().map(drops).sum()
+}
+
 fn allowed(set: &CpuSet) -> impl Iterator<Item = usize> {
     (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false))
 }

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::machine::Pinned;
+use crate::machine::{Pinned, Queue, queue_drops};
 
 /// As the goal says; a verdict is never pending sooner.
 const TIMING: Timing = Timing {
@@ -82,8 +82,57 @@ struct RowResult {
     lag_max_us: u64,
     /// Resident memory of the process more than before the first row.
     memory_mib: f64,
+    /// What became of the unanswered: see [`Losses`].
+    #[serde(flatten)]
+    losses: Losses,
+}
+
+/// Packets that did not do what they were to, and where.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Losses {
+    /// Genuine answers after the timeout.
+    late: u64,
     /// Replies that found the capture's ring full.
     ring_full: u64,
+    /// Packets that the kernel did not take from the prober.
+    not_sent: u64,
+    /// Packets for which a CPU's queue of arriving ones had no room: those steered there, and at each hop after that. A RST
+    /// among them leaves the real half-open.
+    queue_full: u64,
+    /// SYNs that a real's listener did not take.
+    not_accepted: u64,
+}
+
+impl Losses {
+    /// Since the start of the lab and of the prober.
+    fn so_far(lab: &Lab, counters: &Counters) -> Result<Self> {
+        let refused = lab.reals().iter().map(|real| listen_drops(&real.run("cat /proc/net/netstat")?));
+        Ok(Self {
+            late: counters.late,
+            ring_full: counters.ring_full,
+            not_sent: counters.send_errors,
+            queue_full: queue_drops()?,
+            not_accepted: refused.sum::<Result<u64>>()?,
+        })
+    }
+
+    fn since(&self, earlier: &Self) -> Self {
+        Self {
+            late: self.late - earlier.late,
+            ring_full: self.ring_full - earlier.ring_full,
+            not_sent: self.not_sent - earlier.not_sent,
+            queue_full: self.queue_full - earlier.queue_full,
+            not_accepted: self.not_accepted - earlier.not_accepted,
+        }
+    }
+}
+
+/// `ListenDrops` of `/proc/net/netstat`: a line of names and a line of numbers.
+fn listen_drops(netstat: &str) -> Result<u64> {
+    let mut lines = netstat.lines().filter(|line| line.starts_with("TcpExt:")).map(str::split_whitespace);
+    let (names, numbers) = (lines.next().unwrap_or("".split_whitespace()), lines.next().context("no TcpExt numbers")?);
+    let (_, number) = names.zip(numbers).find(|(name, _)| *name == "ListenDrops").context("no ListenDrops")?;
+    Ok(number.parse()?)
 }
 
 /// Raises a lab and measures all rows.
@@ -96,6 +145,7 @@ pub(crate) fn measure(plan: Plan) -> Result<Results> {
     let pinned = Pinned::to_last_cpu()?;
     let elsewhere = pinned.others();
     steer(lab.router(), "to-lb", &elsewhere)?;
+    let _queue = Queue::lengthened()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let before = memory()?;
     let measure = |&(checks, seconds)| measure_row(&runtime, &lab, plan, checks, seconds, before);
@@ -169,10 +219,13 @@ fn measure_row(
     prober.set_checks(checks);
     runtime.block_on(async {
         let up = come_up(&mut transitions, number).await;
+        // It takes a moment: before the clock starts.
+        let lost = Losses::so_far(lab, &counters(&prober).await?)?;
         let (began, cpu, before) = (Instant::now(), thread.cpu()?, counters(&prober).await?);
         sleep(Duration::from_secs(seconds)).await;
         let (elapsed, used, after) = (began.elapsed(), thread.cpu()?.since(&cpu), counters(&prober).await?);
-        row([number, up], elapsed, &used, &before, &after, memory()?.saturating_sub(memory_before))
+        let losses = Losses::so_far(lab, &after)?.since(&lost);
+        row([number, up], elapsed, &used, &before, &after, memory()?.saturating_sub(memory_before), losses)
     })
 }
 
@@ -183,6 +236,7 @@ fn row(
     before: &Counters,
     after: &Counters,
     grown: u64,
+    losses: Losses,
 ) -> Result<RowResult> {
     let (sent, passed) = (after.sent - before.sent, after.passed - before.passed);
     ensure!(passed > 0, "{after:?}");
@@ -200,7 +254,7 @@ fn row(
         lag_p99_us: lag.percentile_us(99),
         lag_max_us: lag.max_us(),
         memory_mib: float(grown) / 1024.0,
-        ring_full: after.ring_full - before.ring_full,
+        losses,
     })
 }
 
@@ -305,7 +359,11 @@ impl Results {
             "p99",
             "MAX",
             "MEMORY MiB",
+            "LATE",
             "RING FULL",
+            "NOT SENT",
+            "QUEUE FULL",
+            "NOT ACCEPTED",
         ];
         table.load_preset(presets::NOTHING).set_header(header);
         table.column_iter_mut().for_each(|column| column.set_cell_alignment(CellAlignment::Right));
@@ -322,7 +380,11 @@ impl Results {
                 row.lag_p99_us.to_string(),
                 row.lag_max_us.to_string(),
                 format!("{:.1}", row.memory_mib),
-                row.ring_full.to_string(),
+                row.losses.late.to_string(),
+                row.losses.ring_full.to_string(),
+                row.losses.not_sent.to_string(),
+                row.losses.queue_full.to_string(),
+                row.losses.not_accepted.to_string(),
             ]);
         }
         println!("{table}");
