@@ -40,7 +40,9 @@ fn real_with_stock_ip6_tunnel_is_provisioned_checked_and_left_as_found() {
 #[test]
 fn real_with_stock_tunnels_broken_in_each_way_is_diagnosed() {
     let mut guest = Vm::new(Kernel::debian().unwrap()).unwrap().program("/usr/sbin/nft").unwrap();
-    guest = guest.program(binary("hc-prober").unwrap()).unwrap();
+    for program in ["hc-prober", "udp_echo"] {
+        guest = guest.program(binary(program).unwrap()).unwrap();
+    }
     passed(guest.script(include_str!("../vm/diagnose.sh"))).unwrap();
 }
 

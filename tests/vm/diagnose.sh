@@ -5,7 +5,7 @@ step() { echo "== $*"; }
 
 fail() {
     echo "FAILED: $*"
-    cat /tmp/diagnosis || true
+    cat /tmp/check.* /tmp/diagnosis.* || true
     exit 1
 }
 
@@ -20,21 +20,55 @@ eventually() {
 
 in_lb() { nsenter --net=/run/netns/lb "$@"; }
 
-listening() { netstat -ltn | grep -q ":80 "; }
+listening() { netstat -ltn | grep -q ":80 " && netstat -lun | grep -q ":53 "; }
 
-# found CODE [OPTION…]: what is wrong with the real, as the load balancer sees it.
-found() {
-    code=$1
+# ask KIND [OPTION…]: what the load balancer finds of the real, by one check, and by the ladder with these options.
+ask() {
+    kind=$1
     shift
-    in_lb hc-prober diagnose --real $real --vip $vip --tcp 80 --timeout 500ms -o json "$@" >/tmp/diagnosis || true
-    grep -q "\"code\": *\"$code\"" /tmp/diagnosis || fail "$tunnel: not $code"
-    echo "$tunnel: $code"
+    case $kind in
+        icmp) of="--icmp" ;;
+        tcp) of="--tcp 80" ;;
+        udp) of="--udp 53 --require-reply" ;;
+    esac
+    of="--real $real --vip $vip $of --timeout 500ms -o json"
+    in_lb hc-prober check $of >/tmp/check.$kind || true
+    in_lb hc-prober diagnose $of "$@" >/tmp/diagnosis.$kind || true
+}
+
+# found CODE KINDS [OPTION…]: what is wrong with the real by each kind of check, and in which state that makes it.
+found() {
+    code=$1 kinds=$2
+    shift 2
+    case $code in
+        OK | MTU_BLACKHOLE) state='"state": *"UP"' ;;
+        PORT_CLOSED) state='"severity": *"soft"' ;;
+        *) state='"severity": *"hard"' ;;
+    esac
+    pids=
+    for kind in $kinds; do
+        ask $kind "$@" &
+        pids="$pids $!"
+    done
+    wait $pids
+    for kind in $kinds; do
+        grep -q "\"code\": *\"$code\"" /tmp/diagnosis.$kind || fail "$tunnel, $kind: not $code"
+        grep -q "$state" /tmp/check.$kind || fail "$tunnel, $kind: not $state"
+    done
+    echo "$tunnel: $code ($kinds)"
 }
 
 serve() {
     httpd -f -p 80 -h /root &
     httpd=$!
+    udp_echo $udp &
+    udp_echo=$!
     eventually listening
+}
+
+stop_serving() {
+    kill $httpd $udp_echo
+    wait $httpd $udp_echo || true
 }
 
 # Later than the tunnel's own rules, sooner than any socket.
@@ -70,53 +104,53 @@ ip -6 route add fd00:18:101::1 dev real0 advmss 1380
 modprobe nf_tables
 nft add table inet filter
 nft add chain inet filter arrived '{ type filter hook prerouting priority 0; }'
-serve
 
 # Each row: the fault, what is found, the fault undone.
 diagnose() {
     step "$tunnel: the module is absent"
     add_vip
-    found DECAP_MISSING
+    serve
+    found DECAP_MISSING "icmp tcp udp"
     load
-    found OK
+    found OK "icmp tcp udp"
 
     step "$tunnel: the device is down"
     ip link set $tunnel down
-    found DECAP_MISSING
+    found DECAP_MISSING "icmp tcp udp"
     ip link set $tunnel up
 
     step "$tunnel: its protocol is dropped"
     drop meta l4proto $protocol
-    found DECAP_SILENT
+    found DECAP_SILENT "icmp tcp udp"
     no_drop
 
     step "$tunnel: the VIP is missing, without and with forwarding"
     del_vip
-    found VIP_NOT_LOCAL
+    found VIP_NOT_LOCAL "icmp tcp udp"
     echo 1 >$forwarding
-    found VIP_NOT_LOCAL
-    grep -q 'time exceeded' /tmp/diagnosis || fail "no word of forwarding"
+    found VIP_NOT_LOCAL "icmp tcp udp"
+    grep -q 'time exceeded' /tmp/diagnosis.tcp || fail "no word of forwarding"
     echo 0 >$forwarding
     add_vip
 
     step "$tunnel: the port is closed"
-    kill $httpd
-    wait $httpd || true
-    found PORT_CLOSED
+    stop_serving
+    found PORT_CLOSED "tcp udp"
     serve
 
     step "$tunnel: the service is silent"
     drop tcp dport 80
-    found SERVICE_SILENT
+    drop udp dport 53
+    found SERVICE_SILENT "tcp udp"
     no_drop
 
     step "$tunnel: long packets are lost on the way, and nobody says so"
     drop meta l4proto $protocol meta length '>' 1450
-    found MTU_BLACKHOLE
+    found MTU_BLACKHOLE "icmp tcp udp"
     no_drop
 }
 
-real=198.18.101.10 vip=198.19.10.1 tunnel=tunl0 module=ipip protocol=4
+real=198.18.101.10 vip=198.19.10.1 udp=198.19.10.1:53 tunnel=tunl0 module=ipip protocol=4
 forwarding=/proc/sys/net/ipv4/ip_forward
 add_vip() { ip addr add $vip/32 dev lo; }
 del_vip() { ip addr del $vip/32 dev lo; }
@@ -124,16 +158,17 @@ diagnose
 
 step "$tunnel: strict rp_filter, which does not find the load balancer behind the tunnel"
 echo 1 >/proc/sys/net/ipv4/conf/tunl0/rp_filter
-found DECAP_SILENT
-found RPF_SUSPECT --decap-worked
+found DECAP_SILENT "icmp tcp udp"
+found RPF_SUSPECT "icmp tcp udp" --decap-worked
 echo 0 >/proc/sys/net/ipv4/conf/tunl0/rp_filter
-found OK
+found OK "icmp tcp udp"
 
 step "$tunnel: the host is down"
 ip addr del $real/24 dev real0
-found HOST_DOWN
+found HOST_DOWN "icmp tcp udp"
 
-real=fd00:18:101::10 vip=fd00:19:10::1 tunnel=ip6tnl0 module=ip6_tunnel protocol=41
+stop_serving
+real=fd00:18:101::10 vip=fd00:19:10::1 udp=[fd00:19:10::1]:53 tunnel=ip6tnl0 module=ip6_tunnel protocol=41
 forwarding=/proc/sys/net/ipv6/conf/all/forwarding
 add_vip() { ip addr add $vip/128 dev lo nodad; }
 del_vip() { ip addr del $vip/128 dev lo; }
@@ -141,4 +176,4 @@ diagnose
 
 step "$tunnel: the host is down"
 ip addr del $real/64 dev real0
-found HOST_DOWN
+found HOST_DOWN "icmp tcp udp"
