@@ -1,8 +1,15 @@
 //! What to check, and how often: the questions that a prober is asked.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU8,
+    time::Duration,
+};
 
 use serde::Serialize;
+
+use crate::named::Named;
 
 /// Names a check. Two checks with the same key are one check: it runs once and its verdict is shared.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -11,6 +18,9 @@ pub struct CheckKey {
     pub real: IpAddr,
     /// The inner TIP: destination of the inner header, normally the VIP.
     pub target: IpAddr,
+    /// TTL or hop limit of the inner packet. 1 reaches a target that is local to the real and nothing beyond it; each host
+    /// behind the real that the target is away takes one more.
+    pub hops: NonZeroU8,
     /// What is sent to the target, and which answer is right.
     #[serde(flatten)]
     pub kind: Kind,
@@ -42,17 +52,54 @@ pub enum Kind {
         /// Whether silence means down. If not, silence is judged by an echo request sent alongside.
         require_reply: bool,
     },
+    /// A datagram in the service's own language, which also says which reply is right; silence means down.
+    #[serde(rename = "udp")]
+    Named {
+        /// Destination port, host byte order.
+        port: u16,
+        /// The language.
+        #[serde(flatten)]
+        probe: Named,
+    },
+}
+
+impl CheckKey {
+    /// A check of a target that is local to the real.
+    #[must_use]
+    pub fn new(real: IpAddr, target: IpAddr, kind: Kind) -> Self {
+        Self { real, target, hops: NonZeroU8::MIN, kind }
+    }
 }
 
 impl Kind {
+    /// Whether it sends a UDP datagram.
+    #[must_use]
+    pub fn is_datagram(&self) -> bool {
+        matches!(self, Self::Udp { .. } | Self::Named { .. })
+    }
+
     /// The name in configurations and JSON.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
             Self::Icmp => "icmp",
             Self::Tcp { .. } => "tcp",
-            Self::Udp { .. } => "udp",
+            Self::Udp { .. } | Self::Named { .. } => "udp",
         }
+    }
+}
+
+impl fmt::Display for CheckKey {
+    /// What is asked of whom, but not through which real: `tcp 198.19.10.1:80`, `icmp fd00::1`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { target, hops, kind, .. } = self;
+        match kind {
+            Kind::Icmp => write!(f, "icmp {target}")?,
+            Kind::Tcp { port } => write!(f, "tcp {}", SocketAddr::new(*target, *port))?,
+            Kind::Udp { port, .. } => write!(f, "udp {}", SocketAddr::new(*target, *port))?,
+            Kind::Named { port, probe } => write!(f, "udp {} {probe}", SocketAddr::new(*target, *port))?,
+        }
+        if hops.get() == 1 { Ok(()) } else { write!(f, " within {hops} hops") }
     }
 }
 

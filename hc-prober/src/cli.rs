@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv6Addr},
+    num::NonZeroU8,
     path::PathBuf,
     process::ExitCode,
     str::FromStr,
@@ -10,7 +11,11 @@ use std::{
 };
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use hc_prober::{Check, CheckKey, Kind, OuterSource, Settings, Timing, config::from_hex};
+use hc_prober::{
+    Check, CheckKey, Kind, OuterSource, Settings, Timing,
+    config::from_hex,
+    named::{Named, Query, QueryType},
+};
 
 /// Health checks that take the path of the traffic: through the tunnel to the real, answered from the VIP.
 #[derive(Debug, Parser)]
@@ -78,6 +83,10 @@ pub(crate) struct CheckArgs {
     /// Checks a second; 0: as fast as possible.
     #[arg(long, value_name = "N", default_value_t = 100)]
     rate: u32,
+    /// Write the last 10,000 packets that were sent and received to this file, as pcapng, each with a comment that says what
+    /// it was to the prober.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pcap: Option<PathBuf>,
     /// Whose exit codes to use.
     #[arg(long, value_enum, default_value_t = ExitCodes::Nagios)]
     pub(crate) exit_codes: ExitCodes,
@@ -100,12 +109,31 @@ pub(crate) struct SubjectArgs {
     /// Payload of the UDP probe, hexadecimal [default: eight unpredictable bytes].
     #[arg(long, value_name = "HEX", conflicts_with_all = ["icmp", "tcp"], value_parser = hex)]
     payload: Option<Hex>,
+    /// The same as text, byte for byte.
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["icmp", "tcp", "payload"])]
+    payload_text: Option<String>,
     /// How a right UDP reply begins, hexadecimal [default: any reply is right].
     #[arg(long, value_name = "HEX", conflicts_with_all = ["icmp", "tcp"], value_parser = hex)]
     expect: Option<Hex>,
+    /// The same as text, byte for byte.
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["icmp", "tcp", "expect"])]
+    expect_text: Option<String>,
     /// UDP: silence means down. Otherwise an echo request alongside decides.
     #[arg(long, conflicts_with_all = ["icmp", "tcp"])]
     require_reply: bool,
+    /// UDP in the service's own language: a right reply is up, silence and every other reply down.
+    #[arg(long, value_enum, conflicts_with_all = ["icmp", "tcp", "payload", "payload_text", "expect", "expect_text",
+          "require_reply"])]
+    probe: Option<Probe>,
+    /// The name that `--probe dns` asks for; that it does not exist is a right answer too.
+    #[arg(long, value_name = "NAME", requires = "probe")]
+    query: Option<String>,
+    /// The type of record that `--probe dns` asks for [default: A].
+    #[arg(long, value_name = "TYPE", requires = "query")]
+    query_type: Option<QueryType>,
+    /// TTL or hop limit of the inner packet: 1 reaches a VIP that the real itself has, one more each router behind it.
+    #[arg(long, value_name = "N", default_value = "1")]
+    hops: NonZeroU8,
     /// Source of the outer and the inner header, or an IPv4 prefix from which the outer header takes its source, another one
     /// each check; once for each family that the headers have [default: what the route to the real prefers; of an IPv4
     /// header within IPv6: what the route to the VIP prefers].
@@ -131,6 +159,15 @@ struct KindArgs {
     /// Send a UDP datagram to this port.
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     udp: Option<u16>,
+}
+
+/// A service whose language the prober speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Probe {
+    /// A query; every answer to it is right, SERVFAIL, REFUSED and the like are none.
+    Dns,
+    /// A client's request; right is the time, from a server that has it.
+    Ntp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -178,20 +215,34 @@ impl ExitCodes {
 impl SubjectArgs {
     /// The check that was asked for.
     pub(crate) fn check(&self) -> Result<Check, &'static str> {
-        let bytes = |hex: &Option<Hex>| hex.clone().map(|Hex(bytes)| bytes);
+        let bytes = |hex: &Option<Hex>, text: &Option<String>| {
+            hex.clone().map(|Hex(bytes)| bytes).or_else(|| text.clone().map(String::into_bytes))
+        };
         let kind = match (self.kind.icmp, self.kind.tcp, self.kind.udp) {
             (true, _, _) => Kind::Icmp,
             (_, Some(port), _) => Kind::Tcp { port },
+            (_, _, Some(port)) if let Some(probe) = self.probe => Kind::Named { port, probe: self.named(probe)? },
             (_, _, Some(port)) => Kind::Udp {
                 port,
-                payload: bytes(&self.payload).unwrap_or_default(),
-                expect: bytes(&self.expect),
+                payload: bytes(&self.payload, &self.payload_text).unwrap_or_default(),
+                expect: bytes(&self.expect, &self.expect_text),
                 require_reply: self.require_reply,
             },
             (false, None, None) => return Err("one of --icmp, --tcp and --udp is needed"),
         };
-        let key = CheckKey { real: self.real, target: self.vip, kind };
+        let key = CheckKey { real: self.real, target: self.vip, hops: self.hops, kind };
         Ok(Check { key, timing: Timing { timeout: self.timeout, ..Timing::default() } })
+    }
+
+    fn named(&self, probe: Probe) -> Result<Named, &'static str> {
+        match (probe, &self.query) {
+            (Probe::Dns, Some(name)) => Query::new(name, self.query_type.unwrap_or_default())
+                .map(Named::Dns)
+                .ok_or("--query: not a domain name"),
+            (Probe::Dns, None) => Err("--probe dns needs --query: the name to ask for"),
+            (Probe::Ntp, None) => Ok(Named::Ntp),
+            (Probe::Ntp, Some(_)) => Err("--query belongs to --probe dns"),
+        }
     }
 
     /// How to go about it.
@@ -268,6 +319,40 @@ mod tests {
         assert_eq!(args.subject.check().unwrap().key.kind, kind);
         assert!(parse(&["--udp", "53", "--payload", "0"]).is_err());
         assert!(parse(&["--udp", "53", "--payload", "0g"]).is_err());
+    }
+
+    #[test]
+    fn udp_with_text_or_a_named_probe_is_understood() {
+        let kind = |extra: &[&str]| {
+            let words: Vec<_> = ["--udp", "53"].iter().chain(extra).copied().collect();
+            parse(&words).map_err(|error| error.to_string()).and_then(|args| Ok(args.subject.check()?.key.kind))
+        };
+        let (payload, expect) = (b"ping".to_vec(), Some(b"pong".to_vec()));
+        let text = Kind::Udp { port: 53, payload, expect, require_reply: false };
+        assert_eq!(kind(&["--payload-text", "ping", "--expect-text", "pong"]), Ok(text));
+        let query = Query::new("example.org", QueryType::Soa).unwrap();
+        let dns = Kind::Named { port: 53, probe: Named::Dns(query) };
+        assert_eq!(kind(&["--probe", "dns", "--query", "example.org", "--query-type", "soa"]), Ok(dns));
+        assert_eq!(kind(&["--probe", "ntp"]), Ok(Kind::Named { port: 53, probe: Named::Ntp }));
+        for refused in [
+            &["--probe", "dns"][..],
+            &["--probe", "dns", "--query", "a..b"],
+            &["--probe", "dns", "--query", "a", "--query-type", "ANY"],
+            &["--probe", "ntp", "--query", "a"],
+            &["--probe", "ntp", "--require-reply"],
+            &["--query", "a"],
+            &["--payload", "00", "--payload-text", "a"],
+        ] {
+            assert!(kind(refused).is_err(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn hops_are_one_unless_given() {
+        let hops = |extra: &[&str]| parse(extra).map(|args| args.subject.check().unwrap().key.hops.get());
+        assert_eq!(hops(&["--icmp"]).unwrap(), 1);
+        assert_eq!(hops(&["--icmp", "--hops", "255"]).unwrap(), 255);
+        assert!(hops(&["--icmp", "--hops", "0"]).is_err() && hops(&["--icmp", "--hops", "256"]).is_err());
     }
 
     #[test]

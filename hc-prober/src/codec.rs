@@ -1,5 +1,7 @@
 //! Probes to bytes. Replies from bytes: `reply`.
 
+use std::num::NonZeroU8;
+
 use pnet_packet::{
     icmp::{IcmpType, IcmpTypes, echo_request::MutableEchoRequestPacket},
     icmpv6::Icmpv6Types,
@@ -27,8 +29,6 @@ const MSS: u16 = 1460;
 const MSS_6: u16 = 1440;
 
 const OUTER_TTL: u8 = 64;
-/// Reaches a target that is local to the real and nothing beyond it: a probe is never bounced on to another real.
-const INNER_TTL: u8 = 1;
 
 /// The packet inside the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct Inner<'a> {
     pub ends: Ends,
     /// What an ICMP error gives back of the header: IPv4 identification (16 bits), IPv6 flow label (20 bits).
     pub tag: u32,
+    /// TTL or hop limit inside a tunnel: see [`CheckKey::hops`](crate::CheckKey::hops). Outside it is always 64.
+    pub hops: NonZeroU8,
     /// What follows the header.
     pub segment: Segment<'a>,
 }
@@ -120,7 +122,7 @@ pub fn encode(outer: Option<Ends>, inner: &Inner<'_>, bytes: &mut Vec<u8>) -> Op
     }
     let packet = packet.get_mut(outer_header..)?;
     let protocol = number_of(inner.segment.protocol(), inner.ends);
-    let ttl = if outer.is_some() { INNER_TTL } else { OUTER_TTL };
+    let ttl = if outer.is_some() { inner.hops.get() } else { OUTER_TTL };
     write_header(packet, inner.ends, &Header { tag: inner.tag, ttl, protocol })?;
     write_segment(packet.get_mut(inner_header..)?, inner.ends, protocol, inner.segment)
 }
@@ -279,7 +281,7 @@ mod tests {
 
     fn encoded(outer: Ends, inner: Ends, segment: Segment<'_>) -> Vec<u8> {
         let mut bytes = Vec::new();
-        encode(Some(outer), &Inner { ends: inner, tag: TAG, segment }, &mut bytes).unwrap();
+        encode(Some(outer), &Inner { ends: inner, tag: TAG, hops: NonZeroU8::MIN, segment }, &mut bytes).unwrap();
         bytes
     }
 
@@ -427,7 +429,10 @@ mod tests {
         let syn = Segment::Syn { from: 61000, to: 80, sequence: 1 };
         for (outer, inner, segment) in [(OUTER, INNER, long), (OUTER_6, INNER_6, long), (OUTER, INNER_6, syn)] {
             let mut bytes = vec![7];
-            assert!(encode(Some(outer), &Inner { ends: inner, tag: TAG, segment }, &mut bytes).is_none());
+            assert!(
+                encode(Some(outer), &Inner { ends: inner, tag: TAG, hops: NonZeroU8::MIN, segment }, &mut bytes)
+                    .is_none()
+            );
             assert_eq!(bytes, [7]);
         }
     }

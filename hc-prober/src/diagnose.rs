@@ -65,7 +65,7 @@ fn way(key: &CheckKey) -> io::Result<Way> {
             target if target.is_ipv4() == key.real.is_ipv4() => Some(route.source),
             target => route::lookup(&routes, target).await.ok().map(|route| route.source),
         };
-        let link = match (route.on_link, interface.mac, ours) {
+        let link = match (route.gateway.is_none(), interface.mac, ours) {
             (true, Some(mac), Some(ours)) => Some((Link { interface: route.interface, mac }, [route.source, ours])),
             _ => None,
         };
@@ -89,7 +89,7 @@ fn ask(question: Question, case: &Case, timeout: Duration, settings: &Settings) 
     let key = case.key();
     let real = key.real;
     let timing = Timing { timeout, ..Timing::default() };
-    let check = |target, kind| Check { key: CheckKey { real, target, kind }, timing };
+    let check = |target, kind| Check { key: CheckKey { real, target, hops: key.hops, kind }, timing };
     let settings = settings.clone();
     let mut session = match question {
         Question::Check => Session::open(&check(key.target, key.kind.clone()), settings, PROBES)?,

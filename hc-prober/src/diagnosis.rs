@@ -334,7 +334,7 @@ impl Case {
     /// What the code means here; the commands are for the real, but for those that say otherwise.
     #[must_use]
     pub fn meaning(&self, code: Code) -> Meaning {
-        let CheckKey { real, target: vip, kind } = &self.key;
+        let CheckKey { real, target: vip, hops, kind } = &self.key;
         let apply = Some(format!("realsrv-setup apply --vip {vip}"));
         let (text, mend) = match code {
             Code::Ok => ("nothing is wrong".into(), None),
@@ -360,6 +360,9 @@ impl Case {
                 ),
                 Some(format!("realsrv-setup check --vip {vip}")),
             ),
+            Code::VipNotLocal if hops.get() > 1 => {
+                (format!("{real} decapsulates, but {vip} does not answer within {hops} hops"), apply)
+            }
             Code::VipNotLocal => (format!("{real} decapsulates, but {vip} is not one of its addresses"), apply),
             Code::PortClosed => {
                 (format!("{vip} is there, and refuses: nobody listens, or a filter rejects"), listeners(kind, *vip))
@@ -406,7 +409,7 @@ fn listeners(kind: &Kind, vip: IpAddr) -> Option<String> {
     match kind {
         Kind::Icmp => None,
         Kind::Tcp { port } => Some(format!("ss -ltnp {family} 'sport = :{port}'")),
-        Kind::Udp { port, .. } => Some(format!("ss -lunp {family} 'sport = :{port}'")),
+        Kind::Udp { port, .. } | Kind::Named { port, .. } => Some(format!("ss -lunp {family} 'sport = :{port}'")),
     }
 }
 
@@ -451,7 +454,7 @@ mod tests {
     /// What is asked, and found, if the real answers like this.
     fn climb(kind: Kind, decap_worked: bool, answers: [Answer; 4]) -> (Vec<Question>, Code) {
         let known = Known { decap_worked, ..Known::default() };
-        let mut case = Case::new(CheckKey { real: REAL, target: VIP, kind }, known);
+        let mut case = Case::new(CheckKey::new(REAL, VIP, kind), known);
         let mut asked = Vec::new();
         loop {
             match case.next() {
@@ -501,7 +504,7 @@ mod tests {
         const REAL_6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1));
         // 20 bytes of TCP, and two headers.
         for (real, target, fits) in [(REAL, VIP, 1440), (REAL_6, VIP, 1420), (REAL_6, REAL_6, 1400)] {
-            let key = CheckKey { real, target, kind: Kind::Tcp { port: 80 } };
+            let key = CheckKey::new(real, target, Kind::Tcp { port: 80 });
             let found = |mss, mtu| {
                 let mut case = Case::new(key.clone(), Known { mtu, ..Known::default() });
                 case.note(Question::Check, Answer::Accepted(mss));
@@ -532,7 +535,7 @@ mod tests {
             // Echo requests are filtered.
             (&tcp, &[Answer::Accepted(1440), SILENT], Code::Ok),
         ] {
-            let key = CheckKey { real: REAL, target: VIP, kind: kind.clone() };
+            let key = CheckKey::new(REAL, VIP, kind.clone());
             let mut case = Case::new(key, Known { mtu: Some(1500), ..Known::default() });
             for answer in answers {
                 let Step::Ask(question) = case.next() else { panic!("{case:?}") };
@@ -546,7 +549,7 @@ mod tests {
     #[test]
     fn vip_claimed_by_the_real_is_a_leak_whatever_else_is_found() {
         let found = |on_link, answers: &[Answer]| {
-            let key = CheckKey { real: REAL, target: VIP, kind: Kind::Icmp };
+            let key = CheckKey::new(REAL, VIP, Kind::Icmp);
             let mut case = Case::new(key, Known { mtu: Some(1500), on_link, ..Known::default() });
             for answer in answers {
                 let Step::Ask(question) = case.next() else { panic!("{case:?}") };
@@ -579,7 +582,7 @@ mod tests {
 
     #[test]
     fn meaning_names_the_command_that_mends() {
-        let case = Case::new(CheckKey { real: REAL, target: VIP, kind: Kind::Tcp { port: 80 } }, Known::default());
+        let case = Case::new(CheckKey::new(REAL, VIP, Kind::Tcp { port: 80 }), Known::default());
         assert_eq!(case.meaning(Code::VipNotLocal).mend.unwrap(), "realsrv-setup apply --vip 198.19.10.1");
         assert_eq!(case.meaning(Code::PortClosed).mend.unwrap(), "ss -ltnp -4 'sport = :80'");
         assert_eq!(case.meaning(Code::Ok).mend, None);

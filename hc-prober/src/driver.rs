@@ -1,5 +1,7 @@
 //! One turn of the prober: receive, update, send.
 
+use std::time::SystemTime;
+
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
@@ -9,6 +11,7 @@ use crate::{
     finding::Detail,
     report::Counters,
     time::Monotonic,
+    trace::Tracer,
     transport::Transport,
 };
 
@@ -25,6 +28,8 @@ pub struct Driver {
     pub capture: Capture,
     /// What goes out.
     pub transport: Transport,
+    /// The last packets of some checks.
+    pub tracer: Tracer,
     /// What the engine has found since it was last [taken](Output::clear); packets in it are sent each turn.
     pub output: Output,
 }
@@ -39,16 +44,21 @@ impl Driver {
         let heard = self.receive().unwrap_or(before);
         let more = self.engine.poll(now(), heard, &mut self.output);
         self.send();
+        self.tracer.found(&self.output.findings, &self.engine);
         more || heard < before
     }
 
     /// Receives what has arrived. Nothing falls due. `Some`: there may be more, that arrived after this time.
     pub fn receive(&mut self) -> Option<Monotonic> {
-        let (engine, output) = (&mut self.engine, &mut self.output);
+        let Self { engine, tracer, output, .. } = self;
         let mut latest = Monotonic::default();
         let more = self.capture.drain(RECEIVE_LIMIT, |packet, at| {
             latest = latest.max(at);
-            engine.receive(packet, at, output);
+            if tracer.is_idle() {
+                engine.receive(packet, at, output);
+            } else {
+                tracer.receive(engine, packet, at, output);
+            }
         });
         more.then_some(latest)
     }
@@ -58,10 +68,18 @@ impl Driver {
         if self.output.packets.is_empty() && self.output.due.is_empty() {
             return;
         }
+        // Before it is answered.
+        let at = now();
         let mut refused: Vec<(Option<ProbeId>, i32)> = Vec::new();
         self.transport.send(&self.output.packets, |probe, errno| refused.push((probe, errno)));
         let probes = self.output.packets.iter().filter(|packet| packet.probe.is_some()).count();
         let left = probes > refused.iter().filter(|(probe, _)| probe.is_some()).count();
+        if !self.tracer.is_idle() {
+            let errno = |probe| refused.iter().find(|(of, _)| *of == Some(probe)).map(|(_, errno)| *errno);
+            for packet in self.output.packets.iter() {
+                self.tracer.sent(&packet, errno, at);
+            }
+        }
         self.output.packets.clear();
         if probes > 0 || !self.output.due.is_empty() {
             self.engine.offered(left, now(), &mut self.output);
@@ -80,6 +98,13 @@ impl Driver {
         let capture = self.capture.counters();
         Counters { captured: capture.taken + capture.passed, ring_full: capture.ring_full, ..self.engine.counters() }
     }
+}
+
+/// The time of day at a time in the past.
+#[must_use]
+pub fn wall(at: Monotonic) -> SystemTime {
+    let today = SystemTime::now();
+    today.checked_sub(now().since(at)).unwrap_or(today)
 }
 
 /// The time. The clock cannot fail on Linux.

@@ -90,6 +90,13 @@ pub struct Engine {
     echo_data: usize,
     refused_since: Option<Monotonic>,
     patience: Duration,
+    silent_gateway: Option<IpAddr>,
+    /// When a probe was last answered, in whatever way.
+    answered_at: Monotonic,
+    /// Silence was put down to the gateway since.
+    cut_off: bool,
+    /// A gateway that was silent, and when that ended.
+    released: Option<(IpAddr, Monotonic)>,
 }
 
 impl Engine {
@@ -110,6 +117,32 @@ impl Engine {
             echo_data: 0,
             refused_since: None,
             patience: LEAST_PATIENCE,
+            silent_gateway: None,
+            answered_at: Monotonic::default(),
+            cut_off: false,
+            released: None,
+        }
+    }
+
+    /// Whether the last silence was put down to the gateway, and nothing was answered since.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        self.cut_off
+    }
+
+    /// As long as this gateway on the way is silent, and nothing at all is answered, silence is a fault of our side.
+    pub fn set_silent_gateway(&mut self, gateway: Option<IpAddr>, now: Monotonic) {
+        if gateway.is_none() {
+            self.release(now);
+        }
+        self.silent_gateway = gateway;
+    }
+
+    /// The gateway lets packets through again: those that left before may still be lost.
+    fn release(&mut self, now: Monotonic) {
+        if self.cut_off {
+            self.released = self.silent_gateway.map(|gateway| (gateway, now));
+            self.cut_off = false;
         }
     }
 
@@ -184,7 +217,7 @@ impl Engine {
     fn share_rations(&mut self) {
         self.rations.values_mut().for_each(|ration| ration.checks = 0);
         for subject in self.checks.iter() {
-            if matches!(subject.check.key.kind, Kind::Udp { .. }) {
+            if subject.check.key.kind.is_datagram() {
                 self.rations.entry(subject.check.key.real).or_default().checks += 1;
             }
         }
@@ -321,6 +354,12 @@ impl Engine {
                 // Silence is judged by the path: an echo request goes along.
                 if *require_reply { Ok(()) } else { self.push_echo(probe, path, true, now, out) }
             }
+            Kind::Named { port, probe: named } => {
+                let (from, cookie) = self.depart(probe, path, Protocol::Udp, *port, false, now)?;
+                self.rations.entry(path.real()).or_default().departed(now);
+                let payload = &named.payload(cookie);
+                push(out, probe, path, cookie, Segment::Datagram { from, to: *port, payload })
+            }
         }
     }
 
@@ -381,7 +420,8 @@ impl Engine {
             return;
         };
         let cookie = self.cookies.cookie(key, port, epoch);
-        match prove(answer, key, cookie) {
+        let subject = self.checks.get(flight.probe().check);
+        match prove(answer, key, cookie, subject.map(|subject| &subject.check.key.kind)) {
             Proof::Forged => self.counters.forged += 1,
             Proof::Neutral => self.counters.neutral += 1,
             Proof::Genuine => {
@@ -400,7 +440,7 @@ impl Engine {
         let Some(path) = self.checks.path(probe.check) else { return };
         let sequence = cookie.sequence().wrapping_add(1);
         let segment = Segment::Rst { from, to: key.port, sequence };
-        let inner = Inner { ends: key.ends, tag: cookie.tag(key.ends), segment };
+        let inner = Inner { ends: key.ends, tag: cookie.tag(key.ends), hops: path.hops, segment };
         if out.packets.push(path.outer(probe), &inner, None) {
             self.counters.resets += 1;
         }
@@ -439,7 +479,8 @@ impl Engine {
             self.counters.late += 1;
             return;
         }
-        if finding.reason == Reason::Mismatch {
+        // What proves itself need not be waited for.
+        if finding.reason == Reason::Mismatch && !matches!(subject.check.key.kind, Kind::Named { .. }) {
             return subject.mismatched(probe.serial);
         }
         self.resolve(probe, Finding { rtt: Some(rtt), ..finding }, at, out);
@@ -477,7 +518,14 @@ impl Engine {
         let evidence =
             evidence.filter(|(_, at)| now.since(*at) < EVIDENCE_LIFE).map(|(error, _)| Detail::Outer(*error));
         let ration = self.rations.get(&subject.check.key.real);
-        let finding = subject.silence(probe.serial, now, evidence, ration);
+        let left_at = now.before(subject.check.timing.timeout);
+        let silent = self.silent_gateway.filter(|_| self.answered_at <= left_at);
+        let released = self.released.filter(|(_, at)| left_at <= *at).map(|(gateway, _)| gateway);
+        self.cut_off |= silent.is_some();
+        let finding = match silent.or(released) {
+            Some(gateway) => Finding::unknown(Reason::NotSent, Some(Detail::Gateway(gateway))),
+            None => subject.silence(probe.serial, now, evidence, ration),
+        };
         self.resolve(probe, finding, now, out);
     }
 
@@ -491,6 +539,9 @@ impl Engine {
         let fast = jitter(subject.check.timing.fast_interval, self.cookies.spread(probe.check, probe.serial));
         let hasten = hastened(subject, fast.max(SHORTEST));
         *self.counter(finding) += 1;
+        if finding.event == Event::Pass || finding.rtt.is_some() {
+            self.answered_at = now;
+        }
         if let Some(at) = hasten {
             self.schedule(probe.check, at.max(now));
         }
@@ -520,6 +571,18 @@ impl Engine {
         self.checks.iter()
     }
 
+    /// The number of a check.
+    #[must_use]
+    pub fn number(&self, key: &CheckKey) -> Option<u32> {
+        self.checks.number(key, 0)
+    }
+
+    /// The check with this number.
+    #[must_use]
+    pub fn check(&self, number: u32) -> Option<&Check> {
+        self.checks.get(number).map(|subject| &subject.check)
+    }
+
     /// Probes that await a result.
     #[must_use]
     pub fn awaited(&self) -> usize {
@@ -545,6 +608,6 @@ fn hastened(subject: &Subject, fast: Duration) -> Option<Monotonic> {
 }
 
 fn push(out: &mut Output, probe: ProbeId, path: &Path, cookie: Cookie, segment: Segment<'_>) -> Result<(), Detail> {
-    let inner = Inner { ends: path.inner, tag: cookie.tag(path.inner), segment };
+    let inner = Inner { ends: path.inner, tag: cookie.tag(path.inner), hops: path.hops, segment };
     out.packets.push(path.outer(probe), &inner, Some(probe)).then_some(()).ok_or(Detail::TooLong)
 }

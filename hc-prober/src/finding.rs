@@ -65,13 +65,31 @@ pub enum Detail {
     TooLong,
     /// No route to the target, which would say what of ours to send from inside the tunnel, with this error number.
     NoSource(i32),
+    /// Nothing at all is answered, and this gateway on the way to the reals is silent too.
+    Gateway(IpAddr),
     /// An IPv6 target in an IPv4 tunnel.
     Encapsulation,
+    /// A DNS response with this code, which is no answer to the question.
+    Rcode(u8),
+    /// An NTP server refuses to give the time (a kiss-o'-death), with this code in ASCII.
+    Kiss([u8; 4]),
+    /// An NTP server does not have the time.
+    Unsynchronised,
 }
 
 impl fmt::Display for Detail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Rcode(code) => match code {
+                1 => f.write_str("DNS FORMERR"),
+                2 => f.write_str("DNS SERVFAIL"),
+                4 => f.write_str("DNS NOTIMP"),
+                5 => f.write_str("DNS REFUSED"),
+                code => write!(f, "DNS response code {code}"),
+            },
+            Self::Gateway(gateway) => write!(f, "the gateway {gateway} does not answer"),
+            Self::Kiss(code) => write!(f, "NTP kiss-o'-death {}", code.escape_ascii()),
+            Self::Unsynchronised => f.write_str("the NTP server is not synchronised"),
             Self::Inner(error) if error.trouble() == Trouble::TimeExceeded => {
                 write!(f, "{error} quoting the probe: it forwards, the target is not local there")
             }
@@ -133,9 +151,9 @@ pub enum Proof {
     Neutral,
 }
 
-/// Checks an answer against the cookie of the probe that it claims to answer.
+/// Checks an answer against the cookie of the probe that it claims to answer, and its check's kind, if that still exists.
 #[must_use]
-pub fn prove(answer: &Answer<'_>, lane: &LaneKey, cookie: Cookie) -> Proof {
+pub fn prove(answer: &Answer<'_>, lane: &LaneKey, cookie: Cookie, kind: Option<&Kind>) -> Proof {
     let genuine = match *answer {
         Answer::Echo { sequence, payload } => {
             sequence == cookie.echo_sequence() && payload.starts_with(&cookie.bytes())
@@ -144,6 +162,7 @@ pub fn prove(answer: &Answer<'_>, lane: &LaneKey, cookie: Cookie) -> Proof {
         Answer::SynAck { acknowledgement, .. } | Answer::Reset { acknowledgement } => {
             acknowledgement == cookie.sequence().wrapping_add(1)
         }
+        Answer::Datagram { payload } if let Some(Kind::Named { probe, .. }) = kind => probe.proves(payload, cookie),
         // Nothing but the port that it came to: see [`Cookie`]. So it is believed when it is the expected one, and another
         // does not end the wait.
         Answer::Datagram { .. } => true,
@@ -168,6 +187,7 @@ pub fn interpret(answer: &Answer<'_>, kind: &Kind, target: IpAddr) -> Option<Fin
         Answer::Echo { .. } => Some(Finding::pass(Reason::L3Ok)),
         Answer::SynAck { mss, .. } => Some(Finding { mss, ..Finding::pass(Reason::L4Ok) }),
         Answer::Reset { .. } => Some(Finding::fail(Severity::Soft, Reason::PortClosed, None)),
+        Answer::Datagram { payload } if let Kind::Named { probe, .. } = kind => Some(probe.finding(payload)),
         Answer::Datagram { payload } => Some(if is_expected(payload, kind) {
             Finding::pass(Reason::L4Ok)
         } else {
@@ -183,7 +203,7 @@ fn interpret_error(error: IcmpError, kind: &Kind, target: IpAddr) -> Option<Find
     match (error.trouble(), kind) {
         // Probes are small: this says nothing about the service.
         (Trouble::TooBig, _) => None,
-        (Trouble::PortUnreachable, Kind::Udp { .. }) if error.from == target => {
+        (Trouble::PortUnreachable, Kind::Udp { .. } | Kind::Named { .. }) if error.from == target => {
             Some(Finding::fail(Severity::Soft, Reason::PortClosed, detail))
         }
         _ => Some(Finding::fail(Severity::Hard, Reason::Unreachable, detail)),
@@ -195,6 +215,6 @@ fn is_expected(payload: &[u8], kind: &Kind) -> bool {
         Kind::Udp { expect: Some(expect), .. } => {
             payload.starts_with(expect.get(..EXPECT_MAX).unwrap_or(expect.as_slice()))
         }
-        Kind::Udp { expect: None, .. } | Kind::Icmp | Kind::Tcp { .. } => true,
+        Kind::Udp { expect: None, .. } | Kind::Named { .. } | Kind::Icmp | Kind::Tcp { .. } => true,
     }
 }

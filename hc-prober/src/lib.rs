@@ -24,14 +24,18 @@ pub mod driver;
 pub mod ends;
 pub mod engine;
 pub mod finding;
+pub mod gateway;
 pub mod lag;
 pub mod lane;
+pub mod named;
 pub mod plan;
 pub mod ration;
+pub mod rejects;
 pub mod reply;
 pub mod report;
 pub mod roster;
 pub mod route;
+pub mod rtt;
 pub mod runner;
 pub mod schedule;
 pub mod session;
@@ -40,13 +44,14 @@ pub mod sidecar;
 pub mod state;
 pub mod subject;
 pub mod time;
+pub mod trace;
 pub mod transport;
 pub mod watchdog;
 
 pub use crate::{
     check::{Check, CheckKey, Kind, Timing},
     report::{CheckStatus, Counters, Reason, Severity, State, Transition},
-    runner::{Error, Prober},
+    runner::{Error, Prober, Tracing},
     settings::{OuterSource, Settings},
     watchdog::Condition,
 };

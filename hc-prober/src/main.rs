@@ -4,8 +4,9 @@ mod cli;
 mod run;
 
 use std::{
-    io::{self, Write},
-    net::SocketAddr,
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::Path,
     process::ExitCode,
     time::Duration,
 };
@@ -13,16 +14,21 @@ use std::{
 use clap::Parser;
 use cli::{CheckArgs, Cli, Command, DiagnoseArgs, Exit, ExitCodes, Output, RunArgs};
 use hc_prober::{
-    CheckKey, Kind, Severity, diagnose,
+    CheckKey, Severity, diagnose,
     diagnosis::{Code, Meaning},
+    driver::wall,
     session::{Session, Summary},
     sidecar::Config,
     state::Event,
+    trace,
 };
 use serde_json::json;
 
 /// Exit code of a command line that cannot be understood.
 const USAGE: u8 = 3;
+
+/// So many packets are kept for `--pcap`.
+const MOST_TRACED: usize = 10_000;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -102,7 +108,21 @@ fn diagnose(args: &DiagnoseArgs) -> Result<Exit, Box<dyn std::error::Error>> {
 fn check(args: &CheckArgs) -> Result<Exit, Box<dyn std::error::Error>> {
     let check = args.subject.check()?;
     let mut session = Session::open(&check, args.subject.settings()?, args.count)?;
+    // Before anything is sent: a file that cannot be written is no result of a check.
+    let pcap =
+        args.pcap.as_ref().map(|path| File::create(path).map_err(|error| cannot_write(path, &error))).transpose()?;
+    if pcap.is_some() {
+        session.trace(MOST_TRACED);
+    }
     let summary = session.run(args.count, args.pace());
+    if let (Some(path), Some(file)) = (&args.pcap, pcap) {
+        let mut file = BufWriter::new(file);
+        let written = trace::write(session.traced().map_or(&[], std::slice::from_ref), wall, &mut file);
+        // The check has its result, whatever becomes of the file.
+        if let Err(error) = written.and_then(|()| file.flush()) {
+            eprintln!("hc-prober: {}", cannot_write(path, &error));
+        }
+    }
     let exit = match summary {
         Summary { failed: 1.., .. } => Exit::Down,
         Summary { unknown: 1.., .. } | Summary { passed: 0, .. } => Exit::Unknown,
@@ -117,18 +137,16 @@ fn check(args: &CheckArgs) -> Result<Exit, Box<dyn std::error::Error>> {
     Ok(exit)
 }
 
+fn cannot_write(path: &Path, error: &io::Error) -> String {
+    format!("write {}: {error}", path.display())
+}
+
 fn text(key: &CheckKey, summary: &Summary, exit: Exit, count: u64) -> String {
-    let CheckKey { real, target, .. } = key;
-    let what = match &key.kind {
-        Kind::Icmp => format!("icmp {target}"),
-        Kind::Tcp { port } => format!("tcp {}", SocketAddr::new(*target, *port)),
-        Kind::Udp { port, .. } => format!("udp {}", SocketAddr::new(*target, *port)),
-    };
     let telling = summary.telling;
     let rtt = telling.and_then(|finding| finding.rtt).map(|rtt| format!(" in {:.3} ms", millis(rtt)));
     let detail = telling.and_then(|finding| finding.detail).map(|detail| format!(": {detail}"));
     let evidence = rtt.into_iter().chain(detail).collect::<String>();
-    let line = format!("{exit} {} {what} through {real}{evidence}", summary.reason());
+    let line = format!("{exit} {} {key} through {}{evidence}", summary.reason(), key.real);
     if count == 1 {
         return line;
     }

@@ -3,13 +3,14 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU8,
 };
 
 use lb_ebpf::probe::{INNER, OUTER, Watch};
 use rtnetlink::Handle;
 
 use crate::{
-    check::Check,
+    check::{Check, CheckKey},
     ends::Ends,
     engine::Planned,
     finding::Detail,
@@ -23,7 +24,7 @@ pub async fn plan(checks: &[Check], settings: &Settings, routes: &Handle) -> Vec
     let mut paths = Planner { settings, routes, sources: HashMap::new() };
     let mut planned = Vec::with_capacity(checks.len());
     for check in checks {
-        let path = paths.path(check.key.real, check.key.target).await;
+        let path = paths.path(&check.key).await;
         planned.push(Planned { check: check.clone(), path });
     }
     planned
@@ -39,7 +40,7 @@ pub async fn direct(host: IpAddr, settings: &Settings, routes: &Handle) -> Resul
         IpAddr::V4(host) => paths.inner_source(host).await.map(|source| Ends::V4 { source, destination: host }),
         IpAddr::V6(host) => paths.outer_source6(host).await.map(|source| Ends::V6 { source, destination: host }),
     };
-    inner.map(|inner| Path { tunnel: None, inner }).map_err(Detail::NoRoute)
+    inner.map(|inner| Path { tunnel: None, inner, hops: NonZeroU8::MIN }).map_err(Detail::NoRoute)
 }
 
 struct Planner<'a> {
@@ -50,12 +51,13 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    async fn path(&mut self, real: IpAddr, target: IpAddr) -> Result<Path, Detail> {
-        match (real, target) {
+    async fn path(&mut self, key: &CheckKey) -> Result<Path, Detail> {
+        let hops = key.hops;
+        match (key.real, key.target) {
             (IpAddr::V4(real), IpAddr::V4(target)) => {
                 let tunnel = self.tunnel(real).await.map_err(Detail::NoRoute)?;
                 let source = self.inner_source(real).await.map_err(Detail::NoRoute)?;
-                Ok(Path { tunnel: Some(tunnel), inner: Ends::V4 { source, destination: target } })
+                Ok(Path { tunnel: Some(tunnel), inner: Ends::V4 { source, destination: target }, hops })
             }
             (IpAddr::V6(real), IpAddr::V4(target)) => {
                 let source = self.outer_source6(real).await.map_err(Detail::NoRoute)?;
@@ -65,11 +67,15 @@ impl Planner<'_> {
                 if source == target {
                     return Err(Detail::NoSource(libc::EADDRNOTAVAIL));
                 }
-                Ok(Path { tunnel: Some(tunnel), inner: Ends::V4 { source, destination: target } })
+                Ok(Path { tunnel: Some(tunnel), inner: Ends::V4 { source, destination: target }, hops })
             }
             (IpAddr::V6(real), IpAddr::V6(target)) => {
                 let source = self.outer_source6(real).await.map_err(Detail::NoRoute)?;
-                Ok(Path { tunnel: Some(Tunnel::V6 { source, real }), inner: Ends::V6 { source, destination: target } })
+                Ok(Path {
+                    tunnel: Some(Tunnel::V6 { source, real }),
+                    inner: Ends::V6 { source, destination: target },
+                    hops,
+                })
             }
             (IpAddr::V4(_), IpAddr::V6(_)) => Err(Detail::Encapsulation),
         }

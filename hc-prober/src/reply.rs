@@ -268,12 +268,29 @@ fn parse_error<'a>(ip: &Header<'_>, icmp: &IcmpPacket<'_>, quotation: &[u8]) -> 
     if matches!(quoted.protocol, IpNextHeaderProtocols::Ipv4 | IpNextHeaderProtocols::Ipv6) {
         return Some(Reply::Outer { real: quoted.ends.destination(), error });
     }
-    let protocol = quoted.transport()?;
-    let head = quoted.payload;
+    let (lane, port, sequence) = request(&quoted)?;
+    Some(Reply::Answer { lane, port, answer: Answer::Error { error, tag: quoted.tag, sequence } })
+}
+
+/// The lane and the port that a packet of ours left from, within a tunnel or not.
+#[must_use]
+pub fn departure(bytes: &[u8]) -> Option<(LaneKey, u16)> {
+    let outer = Header::read(bytes)?;
+    let (lane, port, _) = match outer.protocol {
+        IpNextHeaderProtocols::Ipv4 | IpNextHeaderProtocols::Ipv6 => request(&Header::read(outer.payload)?),
+        _ => request(&outer),
+    }?;
+    Some((lane, port))
+}
+
+/// What identifies a packet of ours, of which eight bytes after the header are there: lane, port and number.
+fn request(packet: &Header<'_>) -> Option<(LaneKey, u16, Option<u32>)> {
+    let protocol = packet.transport()?;
+    let head = packet.payload;
     let (ours, theirs, sequence) = match protocol {
         Protocol::Icmp => {
             let echo = IcmpPacket::new(head)?;
-            if !is_type(&echo, quoted.ends, IcmpTypes::EchoRequest, Icmpv6Types::EchoRequest.0) {
+            if !is_type(&echo, packet.ends, IcmpTypes::EchoRequest, Icmpv6Types::EchoRequest.0) {
                 return None;
             }
             // A request's identifier and number are where the reply has them.
@@ -287,8 +304,7 @@ fn parse_error<'a>(ip: &Header<'_>, icmp: &IcmpPacket<'_>, quotation: &[u8]) -> 
             (udp.get_source(), udp.get_destination(), (protocol == Protocol::Tcp).then_some(sequence))
         }
     };
-    let lane = LaneKey { ends: quoted.ends, protocol, port: theirs };
-    Some(Reply::Answer { lane, port: ours, answer: Answer::Error { error, tag: quoted.tag, sequence } })
+    Some((LaneKey { ends: packet.ends, protocol, port: theirs }, ours, sequence))
 }
 
 #[cfg(test)]

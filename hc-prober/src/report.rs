@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Serialize, Serializer};
 
-use crate::{check::CheckKey, lag::Lag};
+use crate::{check::CheckKey, lag::Lag, rtt::Rtts};
 
 /// The verdict on a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -131,6 +131,8 @@ pub struct CheckStatus {
     pub last_run: Option<SystemTime>,
     /// From the last probe that has a result to its answer; `None`: it had none.
     pub rtt: Option<Duration>,
+    /// The same of the last 65 to 128 probes that were answered; `None`: none was.
+    pub rtts: Option<Rtts>,
     /// Passes in a row up to now.
     pub rise: u32,
     /// Failures in a row up to now.
@@ -150,6 +152,8 @@ pub struct Transition {
     pub reason: Reason,
     /// The evidence, for people.
     pub detail: Option<String>,
+    /// From the probe that changed it to its answer; `None`: it had none.
+    pub rtt: Option<Duration>,
     /// When it changed.
     pub at: SystemTime,
 }

@@ -9,7 +9,7 @@ use crate::claim::Mac;
 use futures::TryStreamExt;
 use netlink_packet_route::{
     link::{LinkAttribute, LinkLayerType},
-    route::{RouteAddress, RouteAttribute, RouteMetric},
+    route::{RouteAddress, RouteAttribute, RouteMetric, RouteVia},
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
@@ -22,8 +22,8 @@ pub struct Route {
     pub source: IpAddr,
     /// The route's own MTU, in bytes from the IP header on; `None`: the interface's.
     pub mtu: Option<u32>,
-    /// The address is on the interface's own link: there is no router in between.
-    pub on_link: bool,
+    /// The first router on the way; `None`: the address is on the interface's own link.
+    pub gateway: Option<IpAddr>,
 }
 
 /// Asks the kernel for the route to `address`.
@@ -42,13 +42,17 @@ pub async fn lookup(handle: &Handle, address: IpAddr) -> io::Result<Route> {
         Err(rtnetlink::Error::NetlinkError(error)) => return Err(error.to_io()),
         Err(error) => return Err(io::Error::other(error)),
     };
-    let (mut found, mut mtu, mut on_link) = ((None, None), None, true);
+    let (mut found, mut mtu, mut gateway) = ((None, None), None, None);
     for attribute in route.attributes {
         match attribute {
             RouteAttribute::Oif(index) => found.0 = Some(index),
             RouteAttribute::PrefSource(RouteAddress::Inet(source)) => found.1 = Some(source.into()),
             RouteAttribute::PrefSource(RouteAddress::Inet6(source)) => found.1 = Some(source.into()),
-            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => on_link = false,
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(address.into()),
+            // RFC 8950: also an IPv4 route through an IPv6 gateway.
+            RouteAttribute::Gateway(RouteAddress::Inet6(address)) | RouteAttribute::Via(RouteVia::Inet6(address)) => {
+                gateway = Some(address.into());
+            }
             RouteAttribute::Metrics(metrics) => {
                 mtu = metrics.iter().find_map(|metric| match metric {
                     RouteMetric::Mtu(mtu) => Some(*mtu),
@@ -61,7 +65,7 @@ pub async fn lookup(handle: &Handle, address: IpAddr) -> io::Result<Route> {
     let (Some(interface), Some(source)) = found else {
         return Err(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL));
     };
-    Ok(Route { interface, source, mtu, on_link })
+    Ok(Route { interface, source, mtu, gateway })
 }
 
 /// An interface.

@@ -3,10 +3,11 @@
 use std::{
     collections::HashMap,
     io,
+    net::IpAddr,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
     thread::JoinHandle,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use lb_ebpf::probe::Watch;
@@ -18,15 +19,17 @@ use tokio::{
 };
 
 use crate::{
-    Check, CheckStatus, Counters, Settings, Transition,
+    Check, CheckKey, CheckStatus, Counters, Settings, Transition,
     capture::{Capture, CaptureError, Watched},
-    driver::{Driver, now},
+    driver::{Driver, now, wall},
     engine::{Engine, Output, Planned},
     finding::Detail,
+    gateway::{self, Suspicion},
     plan::{plan, watches},
+    rejects,
     settings::shared_port,
     subject::Subject,
-    time::Monotonic,
+    trace::{Trace, Tracer},
     transport::Transport,
     watchdog::{Condition, Pulse, Watchdog},
 };
@@ -75,6 +78,26 @@ enum Command {
     Set(Vec<Check>),
     Status(oneshot::Sender<Vec<CheckStatus>>),
     Counters(oneshot::Sender<Counters>),
+    Trace(Vec<CheckKey>, Duration, oneshot::Sender<Vec<Trace>>),
+}
+
+/// Asks a running prober for packets; does not keep it running.
+#[derive(Clone, Debug)]
+pub struct Tracing {
+    /// `None`: the prober was about to end.
+    commands: Option<mpsc::WeakUnboundedSender<Command>>,
+}
+
+impl Tracing {
+    /// The last packets of these checks, as far as they are traced: each is from when it has failed until it has passed
+    /// again, and all of these are for this time from now on. Empty once the prober has ended, or if it does not answer
+    /// within a second.
+    pub async fn trace(&self, keys: Vec<CheckKey>, from_now_on: Duration) -> Vec<Trace> {
+        let (reply, answer) = oneshot::channel();
+        let commands = self.commands.as_ref().and_then(mpsc::WeakUnboundedSender::upgrade);
+        let _ = commands.map(|commands| commands.send(Command::Trace(keys, from_now_on, reply)));
+        tokio::time::timeout(ANSWER, answer).await.ok().and_then(Result::ok).unwrap_or_default()
+    }
 }
 
 /// A running prober. Dropping it stops the probes and detaches the capture.
@@ -147,6 +170,12 @@ impl Prober {
         self.ask(Command::Counters).await
     }
 
+    /// What asks for traces.
+    #[must_use]
+    pub fn tracing(&self) -> Tracing {
+        Tracing { commands: self.commands.as_ref().map(mpsc::UnboundedSender::downgrade) }
+    }
+
     /// Whether it does its work. Its thread is not asked, which may hang.
     #[must_use]
     pub fn condition(&self) -> Condition {
@@ -191,6 +220,7 @@ pub fn open(settings: &Settings) -> Result<Driver, Error> {
         engine: Engine::new(&settings.secret, settings.ports.clone()),
         capture: Capture::start(settings)?,
         transport: Transport::open().map_err(Error::Socket)?,
+        tracer: Tracer::default(),
         output: Output::default(),
     })
 }
@@ -205,6 +235,10 @@ struct Runner {
     /// Checks whose real or target had no route.
     unrouted: Vec<Check>,
     routes: Handle,
+    suspicion: Suspicion,
+    /// What came of asking for gateways.
+    gateways: (mpsc::UnboundedSender<Option<IpAddr>>, mpsc::UnboundedReceiver<Option<IpAddr>>),
+    rejects: rejects::Reporter,
     inbox: mpsc::UnboundedReceiver<Command>,
     outbox: mpsc::UnboundedSender<Transition>,
 }
@@ -220,6 +254,7 @@ impl Runner {
         let (connection, routes, _) = rtnetlink::new_connection().map_err(Error::Netlink)?;
         tokio::spawn(connection);
         let arrival = arrivals(&driver.capture).map_err(Error::Arrival)?;
+        let driver = Driver { tracer: Tracer::of_failures(), ..driver };
         Ok(Self {
             settings,
             driver,
@@ -229,6 +264,9 @@ impl Runner {
             wanted: HashMap::new(),
             unrouted: Vec::new(),
             routes,
+            suspicion: Suspicion::default(),
+            gateways: mpsc::unbounded_channel(),
+            rejects: rejects::Reporter::default(),
             inbox,
             outbox,
         })
@@ -238,6 +276,7 @@ impl Runner {
         let mut refresh = Instant::now() + REFRESH;
         loop {
             let more = self.driver.turn();
+            self.suspect();
             self.publish();
             self.beat();
             let due = if more { Some(now()) } else { self.driver.engine.next_due() };
@@ -249,6 +288,7 @@ impl Runner {
                 },
                 // Forgets the readiness first and drains afterwards: what arrives in between makes it ready again.
                 ready = self.arrival.readable() => if let Ok(mut guard) = ready { guard.clear_ready() },
+                Some(silent) = self.gateways.1.recv() => self.suspicion.asked(silent),
                 () = sleep_until(Instant::now() + due) => {}
                 () = sleep_until(refresh) => {
                     refresh = Instant::now() + REFRESH;
@@ -264,6 +304,7 @@ impl Runner {
             Command::Set(checks) => self.apply(&checks).await,
             Command::Status(reply) => drop(reply.send(self.status())),
             Command::Counters(reply) => drop(reply.send(self.driver.counters())),
+            Command::Trace(keys, from_now_on, reply) => drop(reply.send(self.trace(&keys, from_now_on))),
         }
     }
 
@@ -273,6 +314,21 @@ impl Runner {
         self.wanted = watches(&planned);
         self.watch();
         self.driver.engine.set_checks(planned, now());
+        let engine = &self.driver.engine;
+        self.driver.tracer.retain(|number| engine.check(number).is_some());
+    }
+
+    fn trace(&mut self, keys: &[CheckKey], from_now_on: Duration) -> Vec<Trace> {
+        let Driver { engine, tracer, .. } = &mut self.driver;
+        let until = now() + from_now_on;
+        let mut traces = Vec::new();
+        for (key, number) in keys.iter().filter_map(|key| Some((key, engine.number(key)?))) {
+            if !from_now_on.is_zero() {
+                tracer.ask(number, key, until, 0);
+            }
+            traces.extend(tracer.trace(number).cloned());
+        }
+        traces
     }
 
     async fn refresh(&mut self) {
@@ -287,6 +343,27 @@ impl Runner {
             }
         }
         self.watch();
+        self.driver.tracer.rest(now());
+        if let Some(rejects) = self.rejects.news(&self.driver.counters(), now()) {
+            tracing::warn!(%rejects, "answers were not believed");
+        }
+    }
+
+    /// If all is silent: is the gateway?
+    fn suspect(&mut self) {
+        let (engine, now) = (&mut self.driver.engine, now());
+        for (probe, finding) in &self.driver.output.findings {
+            let real = || engine.check(probe.check).map(|check| check.key.real);
+            if let Some(real) = self.suspicion.found(finding, real, now) {
+                let (routes, tell) = (self.routes.clone(), self.gateways.0.clone());
+                // Nobody wants to know when the prober has ended.
+                tokio::spawn(async move {
+                    let _ = tell.send(gateway::silent(&routes, real).await);
+                });
+            }
+        }
+        engine.set_silent_gateway(self.suspicion.silent(), now);
+        self.pulse.set_cut_off(engine.is_cut_off());
     }
 
     fn watch(&mut self) {
@@ -308,6 +385,7 @@ impl Runner {
                 to: change.to,
                 reason: change.reason,
                 detail: change.detail.map(|detail| detail.to_string()),
+                rtt: change.rtt,
                 at: wall(change.at),
             };
             // Nobody needs to listen.
@@ -354,13 +432,8 @@ fn status(subject: &Subject) -> CheckStatus {
         since: wall(subject.since),
         last_run: subject.last_run.map(wall),
         rtt: subject.rtt,
+        rtts: subject.rtts.rtts(),
         rise: subject.machine.rise,
         fall: subject.machine.fall,
     }
-}
-
-/// The time of day at a time in the past.
-fn wall(at: Monotonic) -> SystemTime {
-    let today = SystemTime::now();
-    today.checked_sub(now().since(at)).unwrap_or(today)
 }

@@ -16,12 +16,15 @@ use crate::{
     driver::{Driver, now},
     engine::Planned,
     finding::{Detail, Finding},
+    gateway,
     plan::{direct, plan, watches},
     report::{Counters, Reason},
     route,
     runner::{Error, open},
     settings::{BLOCK_PORTS, ONE_SHOT_BLOCK, SINGLE_PORTS, Settings},
     state::Event,
+    time::Monotonic,
+    trace::Trace,
 };
 
 /// How long to wait for source ports, in timeouts of the check: others, who wait for answers, give theirs back after one.
@@ -142,6 +145,19 @@ impl Session {
         self.driver.engine.fill_echoes(data);
     }
 
+    /// From now on keeps the last so many packets that are sent and received.
+    pub fn trace(&mut self, packets: usize) {
+        if let Some(check) = self.driver.engine.check(self.number).cloned() {
+            self.driver.tracer.ask(self.number, &check.key, Monotonic(u64::MAX), packets);
+        }
+    }
+
+    /// The packets that were kept.
+    #[must_use]
+    pub fn traced(&self) -> Option<&Trace> {
+        self.driver.tracer.trace(self.number)
+    }
+
     /// Sends `count` probes, one each `pace`; with a pace of zero as fast as answers and ports allow.
     pub fn run(&mut self, count: u64, pace: Duration) -> Summary {
         let start = Instant::now();
@@ -170,12 +186,24 @@ impl Session {
             }
         }
         summary.elapsed = start.elapsed();
+        self.excuse(&mut summary);
         summary.counters = self.driver.counters();
         summary
     }
 
+    /// Failures that are only silence are none if the gateway on the way is silent too.
+    fn excuse(&self, summary: &mut Summary) {
+        let real = self.driver.engine.check(self.number).map(|check| check.key.real);
+        let only_silence = summary.passed == 0
+            && summary.telling.is_some_and(|finding| finding.reason == Reason::Timeout && finding.detail.is_none());
+        if let Some(gateway) = real.filter(|_| only_silence).and_then(silent_gateway) {
+            (summary.unknown, summary.failed) = (summary.unknown + summary.failed, 0);
+            summary.telling = Some(Finding::unknown(Reason::NotSent, Some(Detail::Gateway(gateway))));
+        }
+    }
+
     /// Sleeps until something arrives, a timeout ends, or `next` has come and a port is free.
-    fn wait(&self, next: Option<crate::time::Monotonic>) {
+    fn wait(&self, next: Option<Monotonic>) {
         let engine = &self.driver.engine;
         let next = next.filter(|_| engine.awaited() < self.window);
         let until = engine.next_due().into_iter().chain(next).min();
@@ -213,6 +241,15 @@ impl Summary {
     pub fn reason(&self) -> Reason {
         self.telling.map_or(Reason::Init, |finding| finding.reason)
     }
+}
+
+fn silent_gateway(real: IpAddr) -> Option<IpAddr> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    runtime.block_on(async {
+        let (connection, routes, _) = rtnetlink::new_connection().ok()?;
+        tokio::spawn(connection);
+        gateway::silent(&routes, real).await
+    })
 }
 
 /// Several one-shot probers may run at a time: each takes ports of its own, as soon as there are some.

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU8,
     time::Duration,
 };
 
@@ -13,6 +14,7 @@ use crate::{
     finding::{Detail, Finding},
     ration::{Ration, Silence},
     report::{Reason, Severity, State},
+    rtt::Window,
     settings::OuterSource,
     state::{Event, Limits, Machine},
     time::Monotonic,
@@ -64,6 +66,8 @@ pub struct Path {
     pub tunnel: Option<Tunnel>,
     /// Inside: from us to the target.
     pub inner: Ends,
+    /// TTL or hop limit inside.
+    pub hops: NonZeroU8,
 }
 
 impl Path {
@@ -105,6 +109,8 @@ pub struct Change {
     pub reason: Reason,
     /// The evidence.
     pub detail: Option<Detail>,
+    /// From the probe that changed it to its answer; `None`: it had none.
+    pub rtt: Option<Duration>,
     /// When.
     pub at: Monotonic,
 }
@@ -132,6 +138,8 @@ pub struct Subject {
     pub last_attempt: Option<Monotonic>,
     /// From the last probe that has a result to its answer; `None`: it had none.
     pub rtt: Option<Duration>,
+    /// The same of the last probes that were answered.
+    pub rtts: Window,
     /// When the next probe goes out; `None`: only on demand.
     pub next_at: Option<Monotonic>,
     /// Probes in order of sending; the first one's number is `first`.
@@ -158,6 +166,7 @@ impl Subject {
             ran_before: None,
             last_attempt: None,
             rtt: None,
+            rtts: Window::default(),
             next_at: None,
             window: VecDeque::new(),
             first: 0,
@@ -241,7 +250,7 @@ impl Subject {
                     Finding::unknown(Reason::Silent, None)
                 }
             }
-            (Kind::Icmp | Kind::Tcp { .. } | Kind::Udp { .. }, _) => timeout,
+            (Kind::Icmp | Kind::Tcp { .. } | Kind::Udp { .. } | Kind::Named { .. }, _) => timeout,
         }
     }
 
@@ -265,6 +274,9 @@ impl Subject {
         self.machine = self.machine.step(finding.event, self.limits());
         let to = self.machine.state;
         self.rtt = finding.rtt;
+        if let Some(rtt) = finding.rtt {
+            self.rtts.record(rtt);
+        }
         match finding.event {
             Event::Pass => self.detail = self.detail.filter(|_| to != State::Up),
             Event::Fail(_) => self.detail = finding.detail,
@@ -284,7 +296,7 @@ impl Subject {
             return None;
         }
         self.since = now;
-        Some(Change { from, to, reason: self.reason, detail: self.detail, at: now })
+        Some(Change { from, to, reason: self.reason, detail: self.detail, rtt: finding.rtt, at: now })
     }
 
     fn limits(&self) -> Limits {

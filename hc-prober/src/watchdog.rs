@@ -8,7 +8,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
@@ -36,6 +36,8 @@ pub enum Condition {
     Stalled,
     /// All probes of several intervals failed to leave: a fault of this host, which proves nothing about any real.
     NotSending,
+    /// Nothing is answered, and the gateway on the way to the reals does not answer either: silence says nothing.
+    CutOff,
 }
 
 /// What the prober's thread lets others see of it.
@@ -45,11 +47,16 @@ pub struct Pulse {
     stalled_from: AtomicU64,
     /// From then on it can be said that nothing leaves; `u64::MAX`: something does, or nothing is to.
     not_sending_from: AtomicU64,
+    cut_off: AtomicBool,
 }
 
 impl Default for Pulse {
     fn default() -> Self {
-        Self { stalled_from: AtomicU64::new(u64::MAX), not_sending_from: AtomicU64::new(u64::MAX) }
+        Self {
+            stalled_from: AtomicU64::new(u64::MAX),
+            not_sending_from: AtomicU64::new(u64::MAX),
+            cut_off: AtomicBool::new(false),
+        }
     }
 }
 
@@ -62,6 +69,11 @@ impl Pulse {
         self.not_sending_from.store(end(refused_since), Ordering::Relaxed);
     }
 
+    /// Whether there is a gateway without which silence says nothing.
+    pub fn set_cut_off(&self, cut_off: bool) {
+        self.cut_off.store(cut_off, Ordering::Relaxed);
+    }
+
     /// How the prober is.
     #[must_use]
     pub fn condition(&self, now: Monotonic) -> Condition {
@@ -70,6 +82,8 @@ impl Pulse {
             Condition::Stalled
         } else if past(&self.not_sending_from) {
             Condition::NotSending
+        } else if self.cut_off.load(Ordering::Relaxed) {
+            Condition::CutOff
         } else {
             Condition::Running
         }
@@ -115,7 +129,11 @@ impl Drop for Watchdog {
 
 fn report(condition: Condition) {
     match condition {
-        Condition::Running => tracing::info!("the prober sends probes again"),
+        Condition::Running => tracing::info!("the prober sends probes again, and may believe what comes of them"),
+        Condition::CutOff => tracing::error!(
+            "nothing is answered, and the gateway on the way to the reals does not answer either: verdicts stand; the \
+             checks' detail names it"
+        ),
         Condition::Stalled => {
             tracing::error!(
                 "the prober is stalled: probes have been due for several intervals; verdicts are out of date"
@@ -165,6 +183,15 @@ mod tests {
         assert_eq!(pulse.condition(START + 4 * SECOND), Condition::NotSending);
         pulse.beat(Some(START + 6 * SECOND), None, 3 * SECOND);
         assert_eq!(pulse.condition(START + 5 * SECOND), Condition::Running);
+    }
+
+    #[test]
+    fn cut_off_is_what_it_is_called_unless_it_does_not_even_send() {
+        let pulse = Pulse::default();
+        pulse.set_cut_off(true);
+        assert_eq!(pulse.condition(START), Condition::CutOff);
+        pulse.beat(None, Some(START), 3 * SECOND);
+        assert_eq!(pulse.condition(START + 4 * SECOND), Condition::NotSending);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU8,
     ops::RangeInclusive,
     time::Duration,
 };
@@ -20,6 +21,7 @@ use hc_prober::{
     ends::Ends,
     engine::{Engine, Output, Planned},
     finding::Detail,
+    named::{Named, Query, QueryType},
     subject::{Path, Tunnel},
     time::Monotonic,
 };
@@ -42,8 +44,11 @@ fn tunnel() -> Tunnel {
 
 /// Everything that the data plane encapsulates: IPv4 in IPv4, IPv4 in IPv6, IPv6 in IPv6.
 fn paths() -> [Path; 3] {
-    [(tunnel(), INNER), (TUNNEL_6, INNER), (TUNNEL_6, INNER_6)]
-        .map(|(tunnel, inner)| Path { tunnel: Some(tunnel), inner })
+    [(tunnel(), INNER), (TUNNEL_6, INNER), (TUNNEL_6, INNER_6)].map(|(tunnel, inner)| Path {
+        tunnel: Some(tunnel),
+        inner,
+        hops: NonZeroU8::MIN,
+    })
 }
 
 const MS: Duration = Duration::from_millis(1);
@@ -95,7 +100,7 @@ impl Bench {
     }
 
     fn on_ports(kind: Kind, ports: RangeInclusive<u16>) -> Self {
-        Self::made(Path { tunnel: Some(tunnel()), inner: INNER }, kind, ports)
+        Self::made(Path { tunnel: Some(tunnel()), inner: INNER, hops: NonZeroU8::MIN }, kind, ports)
     }
 
     fn made(path: Path, kind: Kind, ports: RangeInclusive<u16>) -> Self {
@@ -112,7 +117,7 @@ impl Bench {
 
     fn set(&mut self, kinds: Vec<Kind>) {
         let path = self.path;
-        let key = |kind| CheckKey { real: path.real(), target: path.inner.destination(), kind };
+        let key = |kind| CheckKey::new(path.real(), path.inner.destination(), kind);
         let plan = |kind| Planned { check: Check { key: key(kind), timing: TIMING }, path: Ok(path) };
         self.engine.set_checks(kinds.into_iter().map(plan).collect(), self.now);
     }
@@ -439,7 +444,10 @@ const SOURCES: [IpAddr; 4] = [
 
 fn from_prefix(kinds: Vec<Kind>) -> Bench {
     let source: OuterSource = "198.18.222.0/30".parse().unwrap();
-    let mut bench = Bench::of(Path { tunnel: Some(Tunnel::V4 { source, real: REAL }), inner: INNER }, Kind::Icmp);
+    let mut bench = Bench::of(
+        Path { tunnel: Some(Tunnel::V4 { source, real: REAL }), inner: INNER, hops: NonZeroU8::MIN },
+        Kind::Icmp,
+    );
     bench.set(Vec::new());
     bench.set(kinds);
     bench
@@ -839,4 +847,107 @@ proptest! {
         prop_assert_eq!(bench.state(), State::Up);
         prop_assert_eq!(bench.counters().passed, 2);
     }
+}
+
+fn dns() -> Kind {
+    Kind::Named { port: 53, probe: Named::Dns(Query::new("example.org", QueryType::A).unwrap()) }
+}
+
+/// What a server makes of a query.
+fn answered(probe: &Probe, rcode: u8) -> Vec<u8> {
+    let mut message = probe.payload.clone();
+    (message[2], message[3]) = (0x81, 0x80 | rcode);
+    message
+}
+
+#[test]
+fn dns_answer_with_another_id_is_forged_and_the_right_one_still_counts() {
+    for path in paths() {
+        let mut bench = Bench::of(path, dns());
+        while bench.state() != State::Up {
+            let probe = bench.probe();
+            let genuine = answered(&probe, 0);
+            let mut forged = genuine.clone();
+            forged[1] ^= 1;
+            bench.receive(&datagram(&probe, &forged));
+            bench.receive(&datagram(&probe, &genuine));
+        }
+        let Counters { passed, forged, late, .. } = bench.counters();
+        assert_eq!((passed, forged, late), (2, 2, 0));
+    }
+}
+
+#[test]
+fn dns_answers_that_are_none_make_soft_down_at_once_and_silence_hard_down() {
+    let mut bench = Bench::new(dns());
+    while bench.state() == State::Init {
+        let probe = bench.probe();
+        bench.receive(&datagram(&probe, &answered(&probe, 2)));
+        assert_eq!(bench.engine.awaited(), 0, "nothing more is awaited");
+    }
+    assert_eq!(bench.state(), State::Down(Severity::Soft));
+    let (_, change) = &bench.out.transitions[0];
+    assert_eq!((change.reason, change.detail), (Reason::Mismatch, Some(Detail::Rcode(2))));
+    bench.until(|bench| bench.state() == State::Down(Severity::Hard));
+    assert!(bench.sent.iter().all(|packet| !decode(packet).echo), "no echo alongside: silence means down");
+}
+
+#[test]
+fn ntp_reply_to_another_request_is_forged() {
+    let mut bench = Bench::new(Kind::Named { port: 123, probe: Named::Ntp });
+    while bench.state() != State::Up {
+        let probe = bench.probe();
+        let reply = |originate: &[u8]| {
+            let mut reply = vec![0; 48];
+            (reply[0], reply[1]) = (0b00_100_100, 2);
+            reply[24..32].copy_from_slice(originate);
+            datagram(&probe, &reply)
+        };
+        bench.receive(&reply(&[1; 8]));
+        bench.receive(&reply(&probe.payload[40..48]));
+    }
+    assert_eq!((bench.counters().passed, bench.counters().forged), (2, 2));
+}
+
+/// A target behind the real: probes and resets have to get that far.
+#[test]
+fn hops_are_those_of_probe_and_reset() {
+    for path in paths() {
+        let mut bench = Bench::of(Path { hops: NonZeroU8::new(3).unwrap(), ..path }, Kind::Tcp { port: 80 });
+        bench.up();
+        let hops = |packet: &Vec<u8>| {
+            let inner = decode(packet).inner;
+            if inner[0] >> 4 == 4 { inner[8] } else { inner[7] }
+        };
+        assert_eq!(bench.sent.iter().map(hops).collect::<Vec<_>>(), [3; 4]);
+    }
+}
+
+#[test]
+fn silence_behind_a_silent_gateway_is_no_failure_unless_others_are_answered() {
+    let gateway = IpAddr::from([198, 18, 0, 254]);
+    let mut bench = Bench::new(Kind::Tcp { port: 80 });
+    bench.up();
+    bench.engine.set_silent_gateway(Some(gateway), bench.now);
+    bench.pass(Duration::from_secs(15));
+    assert_eq!((bench.state(), bench.engine.is_cut_off()), (State::Up, true));
+    let subject = bench.engine.subjects().next().unwrap();
+    assert_eq!((subject.detail, subject.machine.fall), (Some(Detail::Gateway(gateway)), 0));
+
+    // What left before the gateway came back may still be lost.
+    bench.probe();
+    bench.engine.set_silent_gateway(None, bench.now);
+    bench.pass(TIMING.timeout + MS);
+    assert_eq!((bench.state(), bench.engine.is_cut_off()), (State::Up, false));
+    bench.engine.set_silent_gateway(Some(gateway), bench.now);
+
+    bench.set(vec![Kind::Tcp { port: 80 }, Kind::Tcp { port: 81 }]);
+    while bench.state() == State::Up {
+        let probe = bench.probe();
+        if probe.to == 81 && !probe.reset {
+            bench.receive(&syn_ack(&probe, probe.sequence.wrapping_add(1)));
+        }
+        assert!(bench.now < Monotonic(120_000_000_000), "never DOWN");
+    }
+    assert_eq!(bench.state(), State::Down(Severity::Hard));
 }

@@ -5,6 +5,7 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     net::Ipv4Addr,
+    num::NonZeroU8,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
@@ -71,10 +72,11 @@ fn checks(vips: u32) -> Vec<Planned> {
         (address([198, 18, 101, 0], n % 25), address([198, 19, 64, 0], n / 25))
     });
     let planned = |(real, vip): (Ipv4Addr, Ipv4Addr)| {
-        let key = CheckKey { real: real.into(), target: vip.into(), kind: Kind::Tcp { port: 80 } };
+        let key = CheckKey::new(real.into(), vip.into(), Kind::Tcp { port: 80 });
         let path = Path {
             tunnel: Some(Tunnel::V4 { source: US.into(), real }),
             inner: Ends::V4 { source: US, destination: vip },
+            hops: NonZeroU8::MIN,
         };
         Planned { check: Check { key, timing: TIMING }, path: Ok(path) }
     };

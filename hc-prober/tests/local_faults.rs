@@ -116,7 +116,7 @@ fn probe_that_cannot_leave_is_a_fault_of_ours_and_never_a_verdict() {
         inside(&net.lb, || Prober::start(Settings::new(vec!["v0".into()]).unwrap()).unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let check = |(real, target)| Check { key: CheckKey { real, target, kind: Kind::Icmp }, timing: TIMING };
+        let check = |(real, target)| Check { key: CheckKey::new(real, target, Kind::Icmp), timing: TIMING };
         prober.set_checks(vec![check(V4), check(V6)]);
         let all_up = |status: &[CheckStatus], condition| {
             status.iter().all(|check| check.state == State::Up && check.rtt.is_some())

@@ -1,7 +1,7 @@
 //! The engine opens nothing and reads no clock: what it was told, told again, has the same outcome.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "in a test, a panic is the message")]
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::Ipv4Addr, num::NonZeroU8, time::Duration};
 
 use hc_prober::{
     Check, CheckKey, Counters, Kind, Timing,
@@ -92,10 +92,11 @@ fn checks(bits: u8) -> Vec<Planned> {
         } else {
             Kind::Udp { port: 53, payload: Vec::new(), expect: None, require_reply: n & 1 == 0 }
         };
-        let key = CheckKey { real: real.into(), target: vip.into(), kind };
+        let key = CheckKey::new(real.into(), vip.into(), kind);
         let path = Path {
             tunnel: Some(Tunnel::V4 { source: US.into(), real }),
             inner: Ends::V4 { source: US, destination: vip },
+            hops: NonZeroU8::MIN,
         };
         Planned { check: Check { key, timing: TIMING }, path: Ok(path) }
     };

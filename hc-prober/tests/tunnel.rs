@@ -50,7 +50,7 @@ fn listen(net: &Net) -> [TcpListener; 2] {
 }
 
 fn check((real, target): Pair, kind: Kind) -> Check {
-    Check { key: CheckKey { real, target, kind }, timing: TIMING }
+    Check { key: CheckKey::new(real, target, kind), timing: TIMING }
 }
 
 fn start(net: &Net) -> (Prober, UnboundedReceiver<Transition>) {

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! GET /v1/status  /v1/vips  /v1/reals  /v1/stats     POST /v1/reload
-//! GET /v1/reals/why?real=ADDRESS[&vip=ADDRESS][&port=NUMBER]
+//! GET /v1/reals/why?real=ADDRESS[&vip=ADDRESS][&port=NUMBER]     /v1/reals/show: the same
+//! GET /v1/reals/trace?real=ADDRESS[&vip=ADDRESS][&port=NUMBER][&wait_ms=NUMBER]     (pcapng)
+//! GET /v1/reals/history[?real=ADDRESS][&vip=ADDRESS][&port=NUMBER]
 //! GET /v1/reals/flows?real=ADDRESS&within_s=NUMBER
 //! POST /v1/reals/admin with JSON: {"of": {"real": ADDRESS, "vip": …, "port": …}, "state": "draining", "reason": …, "for_s": …}
 //! ```
@@ -15,7 +17,7 @@ use std::time::Duration;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -25,8 +27,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::model::{
-    AdminOrder, AdminResult, ErrorBody, FlowsAnswer, FlowsQuestion, RealChoice, RealRow, ReloadResult, Stats, Status,
-    VipRow, WhyRow,
+    AdminOrder, AdminResult, ErrorBody, FlowsAnswer, FlowsQuestion, HistoryQuestion, HistoryRow, RealChoice,
+    RealDetail, RealRow, ReloadResult, Stats, Status, TraceQuestion, VipRow, WhyRow,
 };
 
 /// How long the owner task may take to answer; a reload fills rings and waits for the kernel.
@@ -50,6 +52,12 @@ pub enum Request {
     Reals(Reply<Vec<RealRow>>),
     /// What is wrong with a real, by asking it; the error says why that question has no answer.
     Why(RealChoice, Reply<Vec<WhyRow>>),
+    /// All that is known of a real; the error says that there is no such.
+    Show(RealChoice, Reply<Vec<RealDetail>>),
+    /// What became of reals; the error says that there are no such.
+    History(HistoryQuestion, Reply<Vec<HistoryRow>>),
+    /// The last packets of a real's checks, as a pcapng file; the error says that there is no such.
+    Trace(TraceQuestion, Reply<Vec<u8>>),
     /// Drain, disable or enable a real; the error says why nothing was changed.
     Admin(AdminOrder, Reply<AdminResult>),
     /// How many flows go to a real.
@@ -156,8 +164,11 @@ fn router(requests: mpsc::Sender<Request>) -> Router {
         .route("/v1/status", get(async |owner: Owner| read(owner, Request::Status).await))
         .route("/v1/vips", get(async |owner: Owner| read(owner, Request::Vips).await))
         .route("/v1/reals", get(async |owner: Owner| read(owner, Request::Reals).await))
-        .route("/v1/reals/why", get(why))
-        .route("/v1/reals/flows", get(flows))
+        .route("/v1/reals/why", get(async |owner: Owner, query| about(owner, query, Request::Why).await))
+        .route("/v1/reals/show", get(async |owner: Owner, query| about(owner, query, Request::Show).await))
+        .route("/v1/reals/history", get(async |owner: Owner, query| about(owner, query, Request::History).await))
+        .route("/v1/reals/trace", get(trace))
+        .route("/v1/reals/flows", get(async |owner: Owner, query| about(owner, query, Request::Flows).await))
         .route("/v1/reals/admin", post(administer))
         .route("/v1/stats", get(async |owner: Owner| read(owner, Request::Stats).await))
         .route("/v1/reload", post(reload))
@@ -188,17 +199,23 @@ async fn reload(owner: Owner) -> Result<Json<ReloadResult>, ApiError> {
     ask(owner, Request::Reload).await?.map(Json).map_err(ApiError::Refused)
 }
 
-async fn why(owner: Owner, question: Result<Query<RealChoice>, QueryRejection>) -> Result<Json<Vec<WhyRow>>, ApiError> {
-    let Query(question) = question.map_err(|rejection| ApiError::Question(rejection.body_text()))?;
-    ask(owner, |reply| Request::Why(question, reply)).await?.map(Json).map_err(ApiError::Refused)
+/// A file, not JSON.
+async fn trace(
+    owner: Owner,
+    question: Result<Query<TraceQuestion>, QueryRejection>,
+) -> Result<impl IntoResponse, ApiError> {
+    let Json(file) = about(owner, question, Request::Trace).await?;
+    Ok(([(header::CONTENT_TYPE, "application/x-pcapng")], file))
 }
 
-async fn flows(
+/// A question that says what it is about, and may have no answer.
+async fn about<Q, T>(
     owner: Owner,
-    question: Result<Query<FlowsQuestion>, QueryRejection>,
-) -> Result<Json<FlowsAnswer>, ApiError> {
+    question: Result<Query<Q>, QueryRejection>,
+    request: impl FnOnce(Q, Reply<T>) -> Request,
+) -> Result<Json<T>, ApiError> {
     let Query(question) = question.map_err(|rejection| ApiError::Question(rejection.body_text()))?;
-    ask(owner, |reply| Request::Flows(question, reply)).await?.map(Json).map_err(ApiError::Refused)
+    ask(owner, |reply| request(question, reply)).await?.map(Json).map_err(ApiError::Refused)
 }
 
 async fn administer(

@@ -9,6 +9,7 @@
 //! ```
 
 mod admin;
+mod evidence;
 mod views;
 mod why;
 
@@ -17,6 +18,7 @@ use crate::{
     api::{Reply, Request, Server},
     config::Config,
     data_plane::{Attached, Mode, Outcome, Worker, chain},
+    history::History,
     model::ReloadResult,
     nexthop::{self, Resolver},
     path_mtu::{self, TooBig},
@@ -95,6 +97,7 @@ struct Daemon {
     diagnoses: Diagnoses,
     /// What operators say of reals.
     orders: Orders,
+    history: History,
     resolver: Resolver,
     wanted: Vec<IpAddr>,
     unresolved: Vec<IpAddr>,
@@ -141,6 +144,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         attached: Vec::new(),
         prober,
         diagnoses,
+        history: History::default(),
         resolver,
         wanted,
         unresolved,
@@ -161,7 +165,10 @@ pub async fn run(options: Options) -> Result<(), Error> {
                 change.ok_or(Error::Ended("watching the kernel's network tables"))?;
                 daemon.resolve().await;
             }
-            Some((key, finding)) = daemon.diagnoses.next() => why::log(&key, &finding),
+            Some((key, finding)) = daemon.diagnoses.next() => {
+                why::log(&key, &finding);
+                daemon.history.explain(&key, &finding.code);
+            }
             Some(told) = too_big.recv() => daemon.too_big(told).await,
             outcome = outcomes.recv() => daemon.outcome(outcome.ok_or(Error::Ended("the data plane's thread"))?).await?,
             Some(request) = asked.recv() => daemon.answer(request).await,
@@ -199,6 +206,7 @@ impl Daemon {
                 Op::Checks(checks) => {
                     let keys: HashSet<&CheckKey> = checks.iter().map(|check| &check.key).collect();
                     self.diagnoses.retain(|key| keys.contains(key));
+                    self.history.retain(|key| keys.contains(key));
                     self.prober.set_checks(checks);
                 }
                 Op::Resolve(reals) => {
@@ -255,6 +263,10 @@ impl Daemon {
         tracing::info!(%real, vip = %target, before = %t.from, after = %t.to, reason = %t.reason, detail, "transition");
         self.event(Event::Verdict(t.key.clone(), t.to)).await;
         self.diagnose(&t.key, t.to);
+        // A check that was removed a moment ago has none.
+        if self.core.check(&t.key).is_some() {
+            self.history.record(t);
+        }
     }
 
     async fn too_big(&mut self, told: TooBig) {
@@ -332,12 +344,15 @@ impl Daemon {
         match request {
             // An asker that is gone wants no answer.
             Request::Reload(reply) => drop(reply.send(self.reload().await)),
-            Request::Reals(reply) => drop(reply.send(Ok(self.real_rows().await))),
+            Request::Reals(reply) => drop(reply.send(Ok(self.all_real_rows().await))),
+            Request::Show(question, reply) => drop(reply.send(self.real_details(question).await)),
+            Request::History(question, reply) => drop(reply.send(self.history_rows(question))),
             Request::Why(question, reply) => self.answer_why(question, reply),
             Request::Admin(order, reply) => self.answer_admin(order, reply).await,
             Request::Flows(question, reply) => self.answer_flows(question, reply),
             Request::Status(reply) => send(reply, self.status().await),
             Request::Vips(reply) => send(reply, self.vip_rows()),
+            Request::Trace(question, reply) => self.answer_trace(question, reply),
             Request::Stats(reply) => send(reply, self.stats()),
         }
     }

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod data_plane;
+pub mod history;
 pub mod ids;
 pub mod maglev;
 pub mod model;

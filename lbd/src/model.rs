@@ -1,11 +1,14 @@
 //! The JSON contract of the API, which is also that of `lbctl -o json`: fields are added, never renamed or removed.
 
+mod evidence;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::evidence::{CheckRow, HistoryQuestion, HistoryRow, RealDetail, RttStats, Severity, TraceQuestion};
 use crate::config::{Protocol, VipKey};
 
 /// `GET /v1/status`: the daemon as a whole.
@@ -122,6 +125,8 @@ pub enum ProberState {
     Stalled,
     /// All probes of several intervals failed to leave: a fault of this host.
     NotSending,
+    /// Nothing is answered, and the gateway on the way to the reals does not answer either: verdicts stand.
+    CutOff,
 }
 
 /// A VIP in one line.
@@ -247,7 +252,7 @@ pub struct RealRow {
     pub admin_until: Option<Timestamp>,
 }
 
-/// Which real, and of which VIPs; also the question of `GET /v1/reals/why?real=…`.
+/// Which real, and of which VIPs; also the question of `GET /v1/reals/why?real=…` and `GET /v1/reals/show?real=…`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RealChoice {

@@ -244,8 +244,5 @@ impl Standing {
 /// The checks of a real as the prober names them.
 pub fn check_keys(vip: &config::Vip, real: IpAddr) -> impl Iterator<Item = (CheckKey, Timing)> {
     let address = vip.key().address;
-    vip.checks().iter().map(move |(check, timing)| {
-        let key = CheckKey { real, target: check.target.unwrap_or(address), kind: check.kind.clone() };
-        (key, *timing)
-    })
+    vip.checks().iter().map(move |(check, timing)| (check.key(real, address), *timing))
 }

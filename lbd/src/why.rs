@@ -228,7 +228,7 @@ mod tests {
 
     fn key(port: u16) -> CheckKey {
         let (real, target) = ([198, 18, 222, 11].into(), [198, 19, 10, 1].into());
-        CheckKey { real, target, kind: Kind::Tcp { port } }
+        CheckKey::new(real, target, Kind::Tcp { port })
     }
 
     fn finding(text: &str) -> Finding {

@@ -164,7 +164,7 @@ impl<'a> Soak<'a> {
 
     /// Reads what the prober has told, and holds it against what it must.
     fn listen(&mut self) {
-        while let Ok(Transition { key, from, to, at, reason, detail }) = self.transitions.try_recv() {
+        while let Ok(Transition { key, from, to, at, reason, detail, .. }) = self.transitions.try_recv() {
             let place = place(self, &key);
             let context = format!("{place:?} from {from:?} to {to:?}: {reason} {detail:?}");
             let expected = self.expected.remove(&place).unwrap_or_else(|| panic!("uncalled for: {context}"));
@@ -277,7 +277,7 @@ fn verdicts_follow_random_failures_and_nothing_is_left_over() {
     assert!(!programs.is_empty(), "the capture");
     let mut soak = Soak::new(&lab, transitions);
     let address = |real: usize| lab.reals()[real].addr();
-    let key = |(real, port)| CheckKey { real: address(real).into(), target: VIP.into(), kind: Kind::Tcp { port } };
+    let key = |(real, port)| CheckKey::new(address(real).into(), VIP.into(), Kind::Tcp { port });
     prober.set_checks(places().map(|place| Check { key: key(place), timing: TIMING }).collect());
     (0..REALS).for_each(|real| soak.expect(real, SystemTime::now()));
     soak.settle();

@@ -183,6 +183,17 @@ impl Mistakes {
             }
         }
     }
+
+    /// 1 to 512 bytes of text.
+    pub fn text(&mut self, key: &str, text: &Spanned<String>) -> Option<Vec<u8>> {
+        match text.get_ref().as_bytes() {
+            bytes if (1..=MAX_PAYLOAD).contains(&bytes.len()) => Some(bytes.to_vec()),
+            bytes => {
+                let message = format!("`{key}` is a text of {} bytes: allowed is 1 to {MAX_PAYLOAD}", bytes.len());
+                self.add(text.span(), message)
+            }
+        }
+    }
 }
 
 /// IPv4 link-local addresses can: the device is found by the route.

@@ -102,7 +102,7 @@ impl Service {
     /// The check of a real as the prober names it.
     #[must_use]
     pub fn key(&self, spec: &Spec, real: IpAddr) -> CheckKey {
-        CheckKey { real, target: spec.target.unwrap_or(self.name.vip), kind: spec.kind.clone() }
+        spec.key(real, self.name.vip)
     }
 }
 

@@ -32,8 +32,8 @@ fn refused(text: &str) -> String {
 }
 
 fn transition(kind: Kind, to: State, reason: Reason) -> Transition {
-    let key = CheckKey { real: "198.18.102.10".parse().unwrap(), target: "198.19.10.1".parse().unwrap(), kind };
-    Transition { key, from: State::Init, to, reason, detail: None, at: SystemTime::UNIX_EPOCH }
+    let key = CheckKey::new("198.18.102.10".parse().unwrap(), "198.19.10.1".parse().unwrap(), kind);
+    Transition { key, from: State::Init, to, reason, detail: None, rtt: None, at: SystemTime::UNIX_EPOCH }
 }
 
 const TCP: Kind = Kind::Tcp { port: 80 };

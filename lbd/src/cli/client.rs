@@ -13,8 +13,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use crate::model::{
-    AdminOrder, AdminResult, ErrorBody, FlowsAnswer, FlowsQuestion, RealChoice, RealRow, ReloadResult, Stats, Status,
-    VipRow, WhyRow,
+    AdminOrder, AdminResult, ErrorBody, FlowsAnswer, FlowsQuestion, HistoryQuestion, HistoryRow, RealChoice,
+    RealDetail, RealRow, ReloadResult, Stats, Status, TraceQuestion, VipRow, WhyRow,
 };
 
 /// Longer than the daemon gives itself, so that its own message arrives.
@@ -55,6 +55,14 @@ pub enum ClientError {
         status: u16,
         /// Its words.
         message: String,
+    },
+    /// What was asked for came, and cannot be kept.
+    #[error("write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
     },
     /// The answer, or what was to be printed of it, is not the JSON it should be.
     #[error("the answer is not what this lbctl understands ({0}); are lbd and lbctl of one version?")]
@@ -104,9 +112,26 @@ impl Client {
     /// [`ClientError::Refused`] if there is no such real, or too many VIPs have it; else as above.
     pub async fn why(&self, question: RealChoice) -> Result<Vec<WhyRow>, ClientError> {
         let RealChoice { real, vip, port } = question;
-        let vip = vip.map_or_else(String::new, |vip| format!("&vip={vip}"));
-        let port = port.map_or_else(String::new, |port| format!("&port={port}"));
-        self.ask(Method::GET, &format!("/v1/reals/why?real={real}{vip}{port}")).await
+        let query = query(HistoryQuestion { real: Some(real), vip, port });
+        self.ask(Method::GET, &format!("/v1/reals/why?{query}")).await
+    }
+
+    /// `GET /v1/reals/show`
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if there is no such real; else as above.
+    pub async fn show(&self, question: RealChoice) -> Result<Vec<RealDetail>, ClientError> {
+        let RealChoice { real, vip, port } = question;
+        let query = query(HistoryQuestion { real: Some(real), vip, port });
+        self.ask(Method::GET, &format!("/v1/reals/show?{query}")).await
+    }
+
+    /// `GET /v1/reals/history`
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if there is no such real; else as above.
+    pub async fn history(&self, question: HistoryQuestion) -> Result<Vec<HistoryRow>, ClientError> {
+        self.ask(Method::GET, &format!("/v1/reals/history?{}", query(question))).await
     }
 
     /// `POST /v1/reals/admin`
@@ -141,6 +166,17 @@ impl Client {
         self.ask(Method::POST, "/v1/reload").await
     }
 
+    /// `GET /v1/reals/trace`: a pcapng file.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if there is no such real; else as above.
+    pub async fn trace(&self, question: TraceQuestion) -> Result<Bytes, ClientError> {
+        let TraceQuestion { real, vip, port, wait_ms } = question;
+        let query = query(HistoryQuestion { real: Some(real), vip, port });
+        let wait = wait_ms.map_or_else(String::new, |wait| format!("&wait_ms={wait}"));
+        self.fetch(Method::GET, &format!("/v1/reals/trace?{query}{wait}"), Bytes::new()).await
+    }
+
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ClientError> {
         self.send(method, path, Bytes::new()).await
     }
@@ -151,10 +187,14 @@ impl Client {
     }
 
     async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, ClientError> {
+        serde_json::from_slice(&self.fetch(method, path, body).await?).map_err(ClientError::Json)
+    }
+
+    async fn fetch(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         let exchange = tokio::time::timeout(PATIENCE, self.exchange(method, path, body));
         let (status, body) = exchange.await.map_err(|_| ClientError::Silent { socket: self.socket.clone() })??;
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(ClientError::Json);
+            return Ok(body);
         }
         let ErrorBody { error } = serde_json::from_slice(&body).map_err(ClientError::Json)?;
         Err(ClientError::Refused { status: status.as_u16(), message: error })
@@ -176,4 +216,13 @@ impl Client {
         let body = response.into_body().collect().await.map_err(broke_off)?.to_bytes();
         Ok((status, body))
     }
+}
+
+/// Addresses and numbers need no escapes.
+fn query(question: HistoryQuestion) -> String {
+    let HistoryQuestion { real, vip, port } = question;
+    let real = real.map(|real| format!("real={real}"));
+    let vip = vip.map(|vip| format!("vip={vip}"));
+    let port = port.map(|port| format!("port={port}"));
+    [real, vip, port].into_iter().flatten().collect::<Vec<_>>().join("&")
 }

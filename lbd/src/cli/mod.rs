@@ -2,6 +2,7 @@
 
 pub mod client;
 mod drain;
+mod evidence;
 pub mod render;
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::model::{Admin, AdminOrder, RealChoice};
+use crate::model::{Admin, AdminOrder, HistoryQuestion, RealChoice, TraceQuestion};
 use client::{Client, ClientError};
 use render::Style;
 
@@ -86,6 +87,18 @@ enum RealCommand {
     Disable(OrderArgs),
     /// End what `drain` or `disable` began: the real takes new flows again when its checks pass
     Enable(WhichReal),
+    /// Show all that is known of a real: its checks, their round-trip times, and why it is down
+    Show(WhichReal),
+    /// Show what became of reals: each change of their checks, with the reason and what was found out about it
+    ///
+    /// The last 32 changes of each check since lbd started, oldest first; also across reloads.
+    History(HistoryFilter),
+    /// Write the last packets of a real's checks to a file, each with a comment that says what it was to the prober
+    ///
+    /// A check is traced by itself from its first failure until it has passed three times in a row: so a real that is down,
+    /// or was lately, has packets to show. Others are traced while this command waits. The file is pcapng, for Wireshark
+    /// and tshark; docs/prober.md tells more.
+    Trace(TraceFilter),
 }
 
 #[derive(Debug, Args)]
@@ -116,6 +129,50 @@ struct DrainArgs {
     /// With --wait: how long to wait at most; for ever, if not given
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, requires = "wait")]
     timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+struct TraceFilter {
+    #[command(flatten)]
+    filter: WhichReal,
+    /// The file
+    #[arg(long, value_name = "FILE")]
+    pcap: PathBuf,
+    /// How long to take packets first, at most 20s; 0s: only those that are there already
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = wait)]
+    wait: Duration,
+}
+
+impl TraceFilter {
+    fn question(&self) -> TraceQuestion {
+        let RealChoice { real, vip, port } = self.filter.choice();
+        TraceQuestion { real, vip, port, wait_ms: u64::try_from(self.wait.as_millis()).ok() }
+    }
+}
+
+fn wait(text: &str) -> Result<Duration, String> {
+    let most = Duration::from_millis(TraceQuestion::MOST_WAIT_MS);
+    match humantime::parse_duration(text) {
+        Ok(wait) if wait <= most => Ok(wait),
+        _ => Err(format!("allowed is 0s to {}", humantime::format_duration(most))),
+    }
+}
+
+#[derive(Debug, Args)]
+struct HistoryFilter {
+    /// Only of this real
+    #[arg(value_name = "REAL")]
+    real: Option<IpAddr>,
+    /// Only as reals of this VIP, or of its port (0: the VIP of all ports)
+    #[arg(long, value_name = "VIP[:PORT]")]
+    vip: Option<VipChoice>,
+}
+
+impl HistoryFilter {
+    fn question(&self) -> HistoryQuestion {
+        let Self { real, vip } = *self;
+        HistoryQuestion { real, vip: vip.map(|vip| vip.address), port: vip.and_then(|vip| vip.port) }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -219,6 +276,17 @@ async fn answer(cli: &Cli, style: Style) -> Result<String, Failure> {
         Command::Real(RealCommand::Enable(which)) => {
             let order = OrderArgs { which: *which, reason: None, span: None };
             administer(cli.output, &client, &order, Admin::Enabled, style).await
+        }
+        Command::Real(RealCommand::Show(filter)) => {
+            show(cli.output, &client.show(filter.choice()).await?, |details| evidence::show(details, style))
+        }
+        Command::Real(RealCommand::History(filter)) => {
+            show(cli.output, &client.history(filter.question()).await?, |rows| evidence::history(rows, style))
+        }
+        Command::Real(RealCommand::Trace(filter)) => {
+            let (file, path) = (client.trace(filter.question()).await?, filter.pcap.clone());
+            std::fs::write(&path, &file).map_err(|source| ClientError::Write { path: path.clone(), source })?;
+            show(cli.output, &evidence::Traced::of(path, &file), |traced| format!("{traced}\n"))
         }
         Command::Stats => show(cli.output, &client.stats().await?, |stats| render::stats(stats, style)),
         Command::Reload => show(cli.output, &client.reload().await?, render::reload),

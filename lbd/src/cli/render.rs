@@ -106,6 +106,7 @@ fn prober_state(state: ProberState) -> &'static str {
         ProberState::Running => "",
         ProberState::Stalled => "STALLED: ",
         ProberState::NotSending => "NOT SENDING: ",
+        ProberState::CutOff => "CUT OFF: ",
     }
 }
 
@@ -142,17 +143,12 @@ fn slots(size: u32, wanted: u32) -> String {
 #[must_use]
 pub fn reals(rows: &[RealRow], style: Style) -> String {
     let cells = rows.iter().map(|row| {
-        let state = Cell::new(health(row.state)).fg(match row.state {
-            Health::Init => Color::Yellow,
-            Health::Up => Color::Green,
-            Health::Down => Color::Red,
-        });
         vec![
             Cell::new(row.key()),
             Cell::new(row.real),
             number(row.weight),
             Cell::new(row.admin.name()),
-            state,
+            coloured(row.state),
             Cell::new(&row.reason),
             number(style.age(row.since)),
             number(row.last_check.map_or_else(|| "never".into(), |last| style.age(last))),
@@ -191,7 +187,7 @@ pub fn why(rows: &[WhyRow]) -> String {
     rows.iter().map(paragraph).collect::<Vec<_>>().join("\n")
 }
 
-fn health(health: Health) -> &'static str {
+pub(super) fn health(health: Health) -> &'static str {
     match health {
         Health::Init => "INIT",
         Health::Up => "UP",
@@ -249,7 +245,7 @@ pub fn reload(result: &ReloadResult) -> String {
 
 impl Style {
     /// How long ago `then` was.
-    fn age(self, then: Timestamp) -> String {
+    pub(super) fn age(self, then: Timestamp) -> String {
         seconds(then, self.now)
     }
 }
@@ -266,7 +262,15 @@ fn seconds(from: Timestamp, to: Timestamp) -> String {
     }
 }
 
-fn number(value: impl ToString) -> Cell {
+pub(super) fn coloured(state: Health) -> Cell {
+    Cell::new(health(state)).fg(match state {
+        Health::Init => Color::Yellow,
+        Health::Up => Color::Green,
+        Health::Down => Color::Red,
+    })
+}
+
+pub(super) fn number(value: impl ToString) -> Cell {
     Cell::new(value).set_alignment(CellAlignment::Right)
 }
 
@@ -281,7 +285,7 @@ fn up_of(up: u32, total: u32) -> Cell {
 }
 
 /// Aligned columns and nothing else; a heading stands over its column as its first cell does.
-fn table(names: &[&str], rows: impl Iterator<Item = Vec<Cell>>, style: Style) -> String {
+pub(super) fn table(names: &[&str], rows: impl Iterator<Item = Vec<Cell>>, style: Style) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     if style.colour {

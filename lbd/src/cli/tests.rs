@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 
 use super::client::{Client, ClientError};
+use super::evidence;
 use super::render::{self, Style};
 use super::{Cli, Command, DrainArgs, RealCommand};
 use crate::api::{BindError, Request, Server, Serving};
@@ -359,6 +360,98 @@ fn administered_reals_are_told_with_reason_end_and_health() {
     assert_eq!(said, expected);
 }
 
+fn some_detail() -> RealDetail {
+    let check = CheckRow {
+        check: "tcp 198.19.10.1:80".into(),
+        state: Health::Down,
+        severity: Some(Severity::Hard),
+        reason: "TIMEOUT".into(),
+        detail: None,
+        since: ago(187),
+        last_check: Some(ago(1)),
+        rtt_us: None,
+        rtts: Some(RttStats { count: 70, min_us: 150, avg_us: 210, max_us: 900 }),
+        rise: 0,
+        fall: 41,
+    };
+    let [_, row, _] = <[RealRow; 3]>::try_from(some_reals()).unwrap();
+    RealDetail { row, checks: vec![check], finding: Some(some_whys()[0].finding.clone()) }
+}
+
+fn some_history() -> Vec<HistoryRow> {
+    let up = HistoryRow {
+        at: ago(190),
+        vip: VIP,
+        protocol: Protocol::Tcp,
+        port: 80,
+        real: real(12),
+        check: "tcp 198.19.10.1:80".into(),
+        before: Health::Init,
+        after: Health::Up,
+        severity: None,
+        reason: "L4OK".into(),
+        detail: None,
+        rtt_us: Some(210),
+        why: None,
+    };
+    let down = HistoryRow {
+        at: ago(187),
+        before: Health::Up,
+        after: Health::Down,
+        severity: Some(Severity::Hard),
+        reason: "TIMEOUT".into(),
+        rtt_us: None,
+        why: Some("VIP_NOT_LOCAL".into()),
+        ..up.clone()
+    };
+    vec![up, down]
+}
+
+#[test]
+fn real_in_detail_is_a_paragraph_with_a_table_of_checks() {
+    let text = evidence::show(&[some_detail()], plain());
+    assert_eq!(
+        text,
+        shown(
+            "
+198.19.10.1:80/tcp 198.18.222.12 DOWN for 5h00m
+weight 100, 0.0 % of the ring, path MTU 1500
+VIP_NOT_LOCAL: 198.18.222.12 decapsulates, but 198.19.10.1 is not one of its addresses
+mend: realsrv-setup apply --vip 198.19.10.1
+CHECK               STATE  REASON   SINCE  CHECKED  RTT MIN/AVG/MAX       RISE  FALL  DETAIL
+tcp 198.19.10.1:80  DOWN   TIMEOUT  3m07s       1s  150/210/900 us of 70     0    41  -
+"
+        )
+    );
+}
+
+#[test]
+fn history_is_a_line_for_each_change() {
+    assert_eq!(
+        evidence::history(&some_history(), plain()),
+        shown(
+            "
+TIME                      VIP                 REAL           CHECK               BEFORE  AFTER  HOW   REASON      RTT  WHY            DETAIL
+2026-03-01T11:56:50.000Z  198.19.10.1:80/tcp  198.18.222.12  tcp 198.19.10.1:80  INIT    UP     -     L4OK     210 us  -              -
+2026-03-01T11:56:53.000Z  198.19.10.1:80/tcp  198.18.222.12  tcp 198.19.10.1:80  UP      DOWN   hard  TIMEOUT       -  VIP_NOT_LOCAL  -
+"
+        )
+    );
+}
+
+#[test]
+fn history_and_detail_json_are_the_documented_contract() {
+    let json = serde_json::to_string(&some_history()[1]).unwrap();
+    let expected = r#"{"at":"2026-03-01T11:56:53Z","vip":"198.19.10.1","protocol":"tcp","port":80,"real":"198.18.222.12","check":"tcp 198.19.10.1:80","before":"UP","after":"DOWN","severity":"hard","reason":"TIMEOUT","detail":null,"rtt_us":null,"why":"VIP_NOT_LOCAL"}"#;
+    assert_eq!(json, expected);
+    let json = serde_json::to_value(some_detail()).unwrap();
+    let row = serde_json::to_value(&some_detail().row).unwrap();
+    assert!(row.as_object().unwrap().iter().all(|(key, value)| json[key] == *value), "what `real list` tells: {json}");
+    let check = r#"{"check":"tcp 198.19.10.1:80","state":"DOWN","severity":"hard","reason":"TIMEOUT","detail":null,"since":"2026-03-01T11:56:53Z","last_check":"2026-03-01T11:59:59Z","rtt_us":null,"rtts":{"count":70,"min_us":150,"avg_us":210,"max_us":900},"rise":0,"fall":41}"#;
+    assert_eq!(serde_json::to_string(&some_detail().checks[0]).unwrap(), check);
+    assert_eq!(json["finding"]["code"], "VIP_NOT_LOCAL");
+}
+
 /// A server at `path` whose owner answers with the samples, and refuses to reload.
 fn start(path: &Path) -> Serving {
     let (requests, mut inbox) = mpsc::channel(1);
@@ -382,6 +475,18 @@ fn start(path: &Path) -> Serving {
                 }
                 Request::Flows(question, reply) => {
                     drop(reply.send(Ok(FlowsAnswer { flows: u64::from(question.within_s) })));
+                }
+                Request::Show(question, reply) => {
+                    assert_eq!((question.real, question.vip, question.port), (real(12), Some(VIP), Some(80)));
+                    drop(reply.send(Ok(vec![some_detail()])));
+                }
+                Request::History(HistoryQuestion { real: asked, vip, port }, reply) => {
+                    let all = (asked, vip, port) == (None, None, None);
+                    drop(reply.send(if all { Ok(some_history()) } else { Err("there is no such VIP".into()) }));
+                }
+                Request::Trace(TraceQuestion { real: asked, vip, port, wait_ms }, reply) => {
+                    assert_eq!((asked, vip, port, wait_ms), (real(12), Some(VIP), None, Some(5000)));
+                    drop(reply.send(Ok(b"a file".to_vec())));
                 }
                 Request::Stats(reply) => drop(reply.send(Ok(some_stats()))),
                 Request::Reload(reply) => drop(reply.send(Err("lbd.toml:1:1: wrong".into()))),
@@ -413,6 +518,15 @@ async fn client_and_api_agree_on_every_answer() {
     }
     assert_eq!(client.administer(&some_order()).await.unwrap().warnings, ["none left"]);
     assert_eq!(client.flows(FlowsQuestion { real: real(12), within_s: 7 }).await.unwrap().flows, 7);
+    let of_one_port = RealChoice { vip: Some(VIP), port: Some(80), ..question };
+    assert_eq!(client.show(of_one_port).await.unwrap(), [some_detail()]);
+    assert_eq!(client.history(HistoryQuestion::default()).await.unwrap(), some_history());
+    let trace = TraceQuestion { real: real(12), vip: Some(VIP), port: None, wait_ms: Some(5000) };
+    assert_eq!(client.trace(trace).await.unwrap(), b"a file"[..]);
+    match client.history(HistoryQuestion { vip: Some(VIP), ..HistoryQuestion::default() }).await {
+        Err(ClientError::Refused { status: 422, message }) => assert_eq!(message, "there is no such VIP"),
+        other => panic!("{other:?}"),
+    }
     match client.reload().await {
         Err(ClientError::Refused { status: 422, message }) => assert_eq!(message, "lbd.toml:1:1: wrong"),
         other => panic!("{other:?}"),

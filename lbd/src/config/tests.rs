@@ -1,9 +1,13 @@
 use std::fmt::Write;
 use std::net::Ipv4Addr;
+use std::num::NonZeroU8;
 use std::time::Duration;
 
 use super::*;
-use hc_prober::Kind;
+use hc_prober::{
+    Kind,
+    named::{Named, Query, QueryType},
+};
 
 const GOOD: &str = r#"
 [node]
@@ -82,7 +86,7 @@ fn parse_good_file_gives_sorted_domain_with_defaults_applied() {
         rise: 2,
         fall: 2,
     };
-    assert_eq!(vip.checks(), [(Check { kind: Kind::Tcp { port: 80 }, target: None }, timing)]);
+    assert_eq!(vip.checks(), [(Check { kind: Kind::Tcp { port: 80 }, target: None, hops: NonZeroU8::MIN }, timing)]);
     assert_eq!(vip.flow_idle(), Duration::from_mins(15));
     assert_eq!(vip.on_all_down(), OnAllDown::Keep);
 }
@@ -104,7 +108,55 @@ fn parse_udp_check_takes_hex_port_and_target() {
         r#"{ kind = "udp", port = 53, target = "198.19.10.9", payload = "00fF", expect = "01", require_reply = true }"#;
     let config = good_with(r#"{ kind = "tcp", timeout = "2s" }"#, udp);
     let kind = Kind::Udp { port: 53, payload: vec![0, 255], expect: Some(vec![1]), require_reply: true };
-    assert_eq!(config.vips()[0].checks()[0].0, Check { kind, target: Some("198.19.10.9".parse().unwrap()) });
+    assert_eq!(
+        config.vips()[0].checks()[0].0,
+        Check { kind, target: Some("198.19.10.9".parse().unwrap()), hops: NonZeroU8::MIN }
+    );
+}
+
+fn check_of(text: &str) -> Check {
+    good_with(r#"{ kind = "tcp", timeout = "2s" }"#, text).vips()[0].checks()[0].0.clone()
+}
+
+#[test]
+fn parse_udp_check_takes_text_or_a_named_probe() {
+    let kind = check_of(r#"{ kind = "udp", payload_text = "a\r\n", expect_text = "b", require_reply = true }"#).kind;
+    let (payload, expect) = (b"a\r\n".to_vec(), Some(b"b".to_vec()));
+    assert_eq!(kind, Kind::Udp { port: 80, payload, expect, require_reply: true });
+    for (word, kind) in [("", QueryType::A), (r#", query_type = "SOA""#, QueryType::Soa)] {
+        let text = format!(r#"{{ kind = "udp", port = 53, probe = "dns", query = "example.org"{word} }}"#);
+        let probe = Named::Dns(Query::new("example.org", kind).unwrap());
+        assert_eq!(check_of(&text).kind, Kind::Named { port: 53, probe });
+    }
+    let ntp = check_of(r#"{ kind = "udp", port = 123, probe = "ntp" }"#).kind;
+    assert_eq!(ntp, Kind::Named { port: 123, probe: Named::Ntp });
+}
+
+#[test]
+fn parse_check_takes_hops() {
+    assert_eq!(check_of(r#"{ kind = "tcp", hops = 2 }"#).hops.get(), 2);
+}
+
+#[test]
+fn parse_named_probe_and_hops_that_cannot_be_are_refused_with_what_is_allowed() {
+    for (check, message) in [
+        (r#"{ kind = "udp", probe = "dns" }"#, "needs a `query`"),
+        (r#"{ kind = "udp", probe = "dns", query = "a..b" }"#, "`query` \"a..b\" is not a domain name"),
+        (r#"{ kind = "udp", probe = "dns", query = "a", query_type = "soa" }"#, "allowed is \"A\" or"),
+        (r#"{ kind = "udp", probe = "dns", query = "a", expect = "00" }"#, "`expect` is dns's own affair"),
+        (r#"{ kind = "udp", probe = "ntp", query = "a" }"#, "`query` belongs to a check with `probe` \"dns\""),
+        (r#"{ kind = "udp", probe = "http" }"#, "allowed is \"dns\" or \"ntp\""),
+        (r#"{ kind = "udp", query = "a" }"#, "`query` belongs to a check with `probe` \"dns\""),
+        (r#"{ kind = "tcp", probe = "dns" }"#, "`probe` belongs to a udp check"),
+        (r#"{ kind = "udp", payload = "00", payload_text = "a" }"#, "only one of them"),
+        (r#"{ kind = "udp", expect_text = "" }"#, "`expect_text` is a text of 0 bytes: allowed is 1 to 512"),
+        (r#"{ kind = "tcp", hops = 0 }"#, "`hops` 0 is out of range: allowed is 1..=255"),
+        (r#"{ kind = "tcp", hops = 256 }"#, "`hops` 256 is out of range: allowed is 1..=255"),
+    ] {
+        let text = GOOD.replace(r#"{ kind = "tcp", timeout = "2s" }"#, check);
+        let error = Config::parse("lbd.toml", &text).unwrap_err().to_string();
+        assert!(error.contains(message) && error.contains("lbd.toml:14:"), "{check}: {error}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::Daemon;
 use crate::{
     admin::{Order, Orders, Place, check_reason},
     api::Reply,
-    model::{Admin, AdminOrder, AdminResult, FlowsAnswer, FlowsQuestion, RealChoice},
+    model::{Admin, AdminOrder, AdminResult, FlowsAnswer, FlowsQuestion, HistoryQuestion, RealChoice},
     reconcile::Event,
 };
 use jiff::{SignedDuration, Timestamp};
@@ -88,7 +88,7 @@ impl Daemon {
             self.administered(place, state, reason.as_deref().unwrap_or_default()).await;
         }
         let is_meant = |place: &Place| places.contains(place);
-        let reals = self.real_rows().await;
+        let reals = self.all_real_rows().await;
         let reals = reals.into_iter().filter(|row| is_meant(&(row.key(), row.real))).collect();
         Ok(AdminResult { reals, warnings: places.iter().filter_map(|place| self.warning(place)).collect() })
     }
@@ -100,8 +100,9 @@ impl Daemon {
     }
 
     fn places(&self, of: RealChoice) -> Result<Vec<Place>, String> {
-        let places: Vec<_> = self.services_of(of).map(|service| (service.config.key(), of.real)).collect();
-        if places.is_empty() { Err(no_such_real(of)) } else { Ok(places) }
+        let RealChoice { real, vip, port } = of;
+        let members = self.members(HistoryQuestion { real: Some(real), vip, port })?;
+        Ok(members.into_iter().map(|(service, real)| (service.config.key(), real)).collect())
     }
 
     /// No real of the VIP takes new flows by its own merit and the operator's leave.
@@ -120,14 +121,6 @@ impl Daemon {
         };
         let flows = self.worker.flows(id, within_s);
         super::send(reply, async move { Ok(FlowsAnswer { flows: flows.await? }) });
-    }
-}
-
-pub(super) fn no_such_real(RealChoice { real, vip, port }: RealChoice) -> String {
-    if vip.is_none() && port.is_none() {
-        format!("no VIP has the real {real}")
-    } else {
-        format!("that VIP does not have the real {real}, or is none")
     }
 }
 

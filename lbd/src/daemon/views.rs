@@ -11,7 +11,7 @@ use crate::{
     },
     service::Service,
 };
-use hc_prober::{CheckStatus, Condition, State};
+use hc_prober::{CheckKey, CheckStatus, Condition, State};
 use jiff::Timestamp;
 use lb_ebpf::{
     counter::{Action, Counter, FlowEvent, Reason},
@@ -21,13 +21,13 @@ use lb_ebpf::{
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// The reason of a real that the data plane has no place for.
 const NO_INDEX: &str = "NO_INDEX";
 
-fn timestamp(at: SystemTime) -> Timestamp {
+pub(super) fn timestamp(at: SystemTime) -> Timestamp {
     Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
@@ -144,46 +144,51 @@ impl Daemon {
         }
     }
 
-    pub(super) async fn real_rows(&mut self) -> Vec<RealRow> {
-        let statuses: HashMap<_, _> = self.prober.status().await.into_iter().map(|s| (s.key.clone(), s)).collect();
-        let mut rows = Vec::new();
-        for service in self.core.services() {
-            let standings: BTreeMap<_, _> = service.configured().collect();
-            let shares = service.ring.shares();
-            for real in service.config.reals() {
-                let VipKey { address, protocol, port } = service.config.key();
-                let key = self.core.decisive(service, real.address);
-                let check = key.as_ref().and_then(|key| statuses.get(key));
-                let standing = standings.get(&real.address);
-                let order = self.orders.get(&(service.config.key(), real.address));
-                let reason = match standing {
-                    Some(_) => check.map_or("INIT", |c| c.reason.code()),
-                    None => NO_INDEX,
-                };
-                rows.push(RealRow {
-                    vip: address,
-                    protocol,
-                    port,
-                    real: real.address,
-                    weight: real.weight,
-                    admin: order.map_or(Admin::Enabled, |order| order.state),
-                    admin_reason: order.and_then(|order| order.reason.clone()),
-                    admin_since: order.map(|order| order.since),
-                    admin_until: order.and_then(|order| order.until),
-                    state: standing.map_or(Health::Init, |s| health(s.state)),
-                    reason: reason.to_owned(),
-                    since: check.map_or(self.started, |c| timestamp(c.since)),
-                    last_check: check.and_then(|c| c.last_run).map(timestamp),
-                    rtt_us: check.and_then(rtt_us),
-                    rise: check.map_or(0, |c| c.rise),
-                    fall: check.map_or(0, |c| c.fall),
-                    share: standing.map_or(0.0, |s| share_of(&shares, s.id)),
-                    mtu: self.core.mtu(real.address),
-                    why: key.and_then(|key| self.diagnoses.finding(&key)).map(|finding| finding.code.clone()),
-                });
+    pub(super) async fn all_real_rows(&mut self) -> Vec<RealRow> {
+        let statuses = self.check_statuses().await;
+        self.core.services().flat_map(|service| self.real_rows(service, &statuses)).collect()
+    }
+
+    /// The rows of a VIP's reals.
+    pub(super) fn real_rows(
+        &self,
+        service: &Service,
+        statuses: &HashMap<CheckKey, CheckStatus>,
+    ) -> impl Iterator<Item = RealRow> {
+        let standings: BTreeMap<_, _> = service.configured().collect();
+        let shares = service.ring.shares();
+        service.config.reals().iter().map(move |real| {
+            let VipKey { address, protocol, port } = service.config.key();
+            let key = self.core.decisive(service, real.address);
+            let check = key.as_ref().and_then(|key| statuses.get(key));
+            let standing = standings.get(&real.address);
+            let order = self.orders.get(&(service.config.key(), real.address));
+            let reason = match standing {
+                Some(_) => check.map_or("INIT", |c| c.reason.code()),
+                None => NO_INDEX,
+            };
+            RealRow {
+                vip: address,
+                protocol,
+                port,
+                real: real.address,
+                weight: real.weight,
+                admin: order.map_or(Admin::Enabled, |order| order.state),
+                state: standing.map_or(Health::Init, |s| health(s.state)),
+                reason: reason.to_owned(),
+                since: check.map_or(self.started, |c| timestamp(c.since)),
+                last_check: check.and_then(|c| c.last_run).map(timestamp),
+                rtt_us: check.and_then(|c| c.rtt).map(micros),
+                rise: check.map_or(0, |c| c.rise),
+                fall: check.map_or(0, |c| c.fall),
+                share: standing.map_or(0.0, |s| share_of(&shares, s.id)),
+                mtu: self.core.mtu(real.address),
+                why: key.and_then(|key| self.diagnoses.finding(&key)).map(|finding| finding.code.clone()),
+                admin_reason: order.and_then(|order| order.reason.clone()),
+                admin_since: order.map(|order| order.since),
+                admin_until: order.and_then(|order| order.until),
             }
-        }
-        rows
+        })
     }
 
     pub(super) fn stats(&self) -> impl Future<Output = Result<Stats, Error>> + Send + use<> {
@@ -253,9 +258,10 @@ fn prober_state(condition: Condition) -> ProberState {
         Condition::Running => ProberState::Running,
         Condition::Stalled => ProberState::Stalled,
         Condition::NotSending => ProberState::NotSending,
+        Condition::CutOff => ProberState::CutOff,
     }
 }
 
-fn rtt_us(check: &CheckStatus) -> Option<u64> {
-    check.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX))
+pub(super) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

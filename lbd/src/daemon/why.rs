@@ -1,10 +1,10 @@
 //! Which checks the daemon has its reals asked about, and for whom.
 
-use super::{Daemon, admin::no_such_real, views::health};
+use super::{Daemon, views::health};
 use crate::{
     api::Reply,
     config::VipKey,
-    model::{Finding, RealChoice, WhyRow},
+    model::{Finding, HistoryQuestion, RealChoice, WhyRow},
     service::Service,
     why::Case,
 };
@@ -57,30 +57,21 @@ impl Daemon {
     }
 
     fn meant(&self, question: RealChoice) -> Result<Vec<Meant>, String> {
-        let real = question.real;
-        let meant = |service: &Service| {
+        let RealChoice { real, vip, port } = question;
+        let members = self.members(HistoryQuestion { real: Some(real), vip, port })?;
+        let meant = |(service, real): (&Service, _)| {
             let state = service.standing(real).map_or(State::Init, |standing| standing.state);
             Some((service.config.key(), state, self.core.decisive(service, real)?))
         };
-        let meant: Vec<Meant> = self.services_of(question).filter_map(meant).collect();
+        let meant: Vec<Meant> = members.into_iter().filter_map(meant).collect();
         let checks = meant.iter().map(|(_, _, key)| key).collect::<BTreeSet<_>>().len();
         match checks {
-            0 => Err(no_such_real(question)),
-            1..=MOST => Ok(meant),
+            ..=MOST => Ok(meant),
             _ => Err(format!(
                 "{real} has {checks} checks of its own in as many VIPs, and at most {MOST} are asked about at a time: name \
                  one VIP, with its port"
             )),
         }
-    }
-
-    /// The VIPs that are meant by a choice of a real.
-    pub(super) fn services_of(&self, choice: RealChoice) -> impl Iterator<Item = &Service> {
-        let RealChoice { real, vip, port } = choice;
-        self.core.services().filter(move |service| {
-            let key = service.config.key();
-            vip.is_none_or(|vip| vip == key.address) && port.is_none_or(|port| port == key.port) && service.has(real)
-        })
     }
 
     fn case(&self, key: &CheckKey) -> Option<Case> {

@@ -3,6 +3,12 @@
 //! of a fuzzer are version and protocol, of the packet and of what an ICMP error quotes.
 #![no_main]
 
+use hc_prober::{
+    cookie::Cookies,
+    named::{Named, Query, QueryType},
+    reply::{Answer, Reply},
+};
+
 /// Offset of the protocol, and length of the header without options.
 const LAYOUT: [(u8, usize, usize); 2] = [(0x45, 9, 20), (0x60, 6, 40)];
 const PROTOCOLS: [u8; 8] = [1, 4, 6, 17, 41, 44, 58, 0];
@@ -28,7 +34,13 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
             }
         }
     }
-    let _ = std::hint::black_box(hc_prober::reply::parse(&packet));
+    let reply = std::hint::black_box(hc_prober::reply::parse(&packet));
+    if let Some(Reply::Answer { lane, port, answer: Answer::Datagram { payload } }) = reply {
+        let cookie = Cookies::new(&[0; 16]).cookie(&lane, port, 0);
+        for named in [Query::new("example.org", QueryType::A).map(Named::Dns), Some(Named::Ntp)].into_iter().flatten() {
+            let _ = std::hint::black_box((named.proves(payload, cookie), named.finding(payload)));
+        }
+    }
 });
 
 /// Makes it an IP packet of this family and protocol, if there is room.

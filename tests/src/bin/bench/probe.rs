@@ -198,7 +198,7 @@ fn vip(n: u32) -> Ipv4Addr {
 fn checks(lab: &Lab, plan: Plan, number: usize) -> Vec<Check> {
     let pairs = (0..plan.vips).flat_map(|n| lab.reals().iter().map(move |real| (real.addr(), vip(n))));
     let check = |(real, vip): (Ipv4Addr, Ipv4Addr)| Check {
-        key: CheckKey { real: real.into(), target: vip.into(), kind: Kind::Tcp { port: PORT } },
+        key: CheckKey::new(real.into(), vip.into(), Kind::Tcp { port: PORT }),
         timing: TIMING,
     };
     pairs.map(check).take(number).collect()

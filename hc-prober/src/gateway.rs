@@ -1,0 +1,140 @@
+//! Whether the first router on the way to the reals is there: if nothing at all is answered and it does not answer either,
+//! silence says nothing about any real. docs/decisions/silent-gateway.md tells why only then.
+
+use std::{net::IpAddr, time::Duration};
+
+use futures::TryStreamExt;
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
+use rtnetlink::Handle;
+
+use crate::{
+    claim::{self, Link},
+    finding::{Detail, Finding},
+    report::Reason,
+    route,
+    state::Event,
+    time::Monotonic,
+};
+
+/// How long its answer is awaited, each time.
+const PATIENCE: Duration = Duration::from_millis(150);
+
+/// So many times.
+const TRIES: u32 = 2;
+
+/// From one question to the next.
+const PACE: Duration = Duration::from_secs(1);
+
+/// When to ask, and what came of it.
+#[derive(Debug, Default)]
+pub struct Suspicion {
+    asked_at: Option<Monotonic>,
+    silent: Option<IpAddr>,
+    /// The one whose gateway was asked last.
+    real: Option<IpAddr>,
+}
+
+impl Suspicion {
+    /// A probe to this real has its result: the real to whose gateway a question is to be sent, if it is time for one. One that
+    /// was silent is asked again soon after anybody's answer.
+    pub fn found(
+        &mut self,
+        finding: &Finding,
+        real: impl FnOnce() -> Option<IpAddr>,
+        now: Monotonic,
+    ) -> Option<IpAddr> {
+        let is_silence = match (finding.event, finding.reason, finding.detail) {
+            (Event::Fail(_), Reason::Timeout, None) | (Event::Unknown, _, Some(Detail::Gateway(_))) => true,
+            (Event::Fail(_) | Event::Unknown | Event::Pass, _, _) => false,
+        };
+        let pace = match (is_silence, self.silent) {
+            (true, _) => PACE,
+            (false, Some(_)) => PACE / 10,
+            (false, None) => return None,
+        };
+        if self.asked_at.is_some_and(|at| now.since(at) < pace) {
+            return None;
+        }
+        self.asked_at = Some(now);
+        self.real = self.real.filter(|_| self.silent.is_some()).or_else(real);
+        self.real
+    }
+
+    /// What came of the question: the gateway, if it is silent.
+    pub fn asked(&mut self, silent: Option<IpAddr>) {
+        self.silent = silent;
+    }
+
+    /// The gateway that was silent when it was last asked.
+    #[must_use]
+    pub fn silent(&self) -> Option<IpAddr> {
+        self.silent
+    }
+}
+
+/// The gateway on the way to a real, if it is an Ethernet neighbour that does not answer. `None`: it does, or there is none,
+/// or it cannot be known: somebody has told the kernel its address for good, so it need not answer.
+pub async fn silent(routes: &Handle, real: IpAddr) -> Option<IpAddr> {
+    let route = route::lookup(routes, real).await.ok()?;
+    let gateway = route.gateway.filter(|gateway| gateway.is_ipv4() == route.source.is_ipv4())?;
+    let mac = route::interface(routes, route.interface).await.ok()?.mac?;
+    match neighbour(routes, route.interface, gateway).await {
+        Some(NeighbourState::Permanent | NeighbourState::Noarp) => return None,
+        Some(NeighbourState::Failed) => return Some(gateway),
+        _ => {}
+    }
+    let link = Link { interface: route.interface, mac };
+    let ask = move || (0..TRIES).map(|_| claim::ask(link, route.source, gateway, PATIENCE, |_| true)).find(is_answer);
+    // An error is an answer too: nothing is known.
+    let answer = tokio::task::spawn_blocking(ask).await.ok()?;
+    answer.is_none().then_some(gateway)
+}
+
+fn is_answer(answer: &std::io::Result<Option<claim::Mac>>) -> bool {
+    !matches!(answer, Ok(None))
+}
+
+async fn neighbour(routes: &Handle, interface: u32, of: IpAddr) -> Option<NeighbourState> {
+    let mut entries = Box::pin(routes.neighbours().get().execute());
+    while let Some(entry) = entries.try_next().await.ok()? {
+        let is_meant = |attribute: &NeighbourAttribute| match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => of == *address,
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => of == *address,
+            _ => false,
+        };
+        if entry.header.ifindex == interface && entry.attributes.iter().any(is_meant) {
+            return Some(entry.header.state);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Severity;
+
+    #[test]
+    fn gateway_is_asked_for_at_once_and_then_once_a_second_while_there_is_silence() {
+        let at = |millis| Monotonic::default() + Duration::from_millis(millis);
+        let silence = Finding::fail(Severity::Hard, Reason::Timeout, None);
+        let [one, other] = [1, 2].map(|n| IpAddr::from([198, 18, 101, n]));
+        let (passed, closed) = (Finding::pass(Reason::L4Ok), Finding::fail(Severity::Soft, Reason::PortClosed, None));
+        let mut suspicion = Suspicion::default();
+        let found =
+            |suspicion: &mut Suspicion, finding, real, millis| suspicion.found(finding, || Some(real), at(millis));
+        assert_eq!(found(&mut suspicion, &passed, one, 0), None);
+        assert_eq!(found(&mut suspicion, &closed, one, 0), None);
+        assert_eq!(found(&mut suspicion, &silence, one, 100), Some(one));
+        assert_eq!(found(&mut suspicion, &silence, one, 1000), None);
+        assert_eq!(found(&mut suspicion, &silence, other, 1100), Some(other));
+        let gateway = IpAddr::from([198, 18, 0, 1]);
+        suspicion.asked(Some(gateway));
+        assert_eq!(suspicion.silent(), Some(gateway));
+        assert_eq!(found(&mut suspicion, &passed, one, 1150), None);
+        assert_eq!(found(&mut suspicion, &passed, one, 1200), Some(other), "the same gateway again");
+        suspicion.asked(None);
+        assert_eq!(suspicion.silent(), None);
+        assert_eq!(found(&mut suspicion, &passed, one, 9000), None);
+    }
+}

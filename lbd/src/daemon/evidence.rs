@@ -1,0 +1,145 @@
+//! What the daemon tells about one real: its checks and their history.
+
+use super::{
+    Daemon,
+    views::{health, micros, timestamp},
+};
+use crate::{
+    api::Reply,
+    config::VipKey,
+    history::Entry,
+    model::{CheckRow, HistoryQuestion, HistoryRow, RealChoice, RealDetail, RttStats, Severity, TraceQuestion},
+    service::Service,
+};
+use hc_prober::{CheckKey, CheckStatus, State, driver::wall, trace};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    time::Duration,
+};
+
+/// So many transitions are told at most, the last ones.
+const MOST: usize = 1024;
+
+impl Daemon {
+    /// The transitions of the checks of these reals, of all VIPs together, in order of time.
+    pub(super) fn history_rows(&self, question: HistoryQuestion) -> Result<Vec<HistoryRow>, String> {
+        let mut rows = Vec::new();
+        for (service, real) in self.members(question)? {
+            for key in service.check_keys(real) {
+                rows.extend(self.history.of(&key).map(|entry| history_row(service.config.key(), &key, entry)));
+            }
+        }
+        rows.sort_by_key(|row| row.at);
+        Ok(rows.split_off(rows.len().saturating_sub(MOST)))
+    }
+
+    /// All that is known of a real, for each VIP that has it.
+    pub(super) async fn real_details(&mut self, question: RealChoice) -> Result<Vec<RealDetail>, String> {
+        let statuses = self.check_statuses().await;
+        let RealChoice { real, vip, port } = question;
+        let members = self.members(HistoryQuestion { real: Some(real), vip, port })?;
+        let detail = |(service, real): (&Service, IpAddr)| {
+            let row = self.real_rows(service, &statuses).find(|row| row.real == real)?;
+            let checks = service.check_keys(real).filter_map(|key| statuses.get(&key).map(check_row)).collect();
+            let finding = self.core.decisive(service, real).and_then(|key| self.diagnoses.finding(&key).cloned());
+            Some(RealDetail { row, checks, finding })
+        };
+        Ok(members.into_iter().filter_map(detail).collect())
+    }
+
+    /// Has the real's checks traced for a while, and then tells what there is.
+    pub(super) fn answer_trace(&self, question: TraceQuestion, reply: Reply<Vec<u8>>) {
+        let TraceQuestion { real, vip, port, wait_ms } = question;
+        let wait = Duration::from_millis(wait_ms.unwrap_or(0).min(TraceQuestion::MOST_WAIT_MS));
+        let members = match self.members(HistoryQuestion { real: Some(real), vip, port }) {
+            Ok(members) => members,
+            // An asker that is gone wants no answer.
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let keys: BTreeSet<_> = members.iter().flat_map(|(service, real)| service.check_keys(*real)).collect();
+        let (keys, tracing) = (Vec::from_iter(keys), self.prober.tracing());
+        tokio::spawn(async move {
+            if !wait.is_zero() {
+                tracing.trace(keys.clone(), wait).await;
+                tokio::time::sleep(wait).await;
+            }
+            let mut file = Vec::new();
+            let written = trace::write(&tracing.trace(keys, Duration::ZERO).await, wall, &mut file);
+            drop(reply.send(written.map(|()| file).map_err(|error| error.to_string())));
+        });
+    }
+
+    /// The reals that a question is about, with each VIP that has them.
+    pub(super) fn members(&self, question: HistoryQuestion) -> Result<Vec<(&Service, IpAddr)>, String> {
+        let HistoryQuestion { real, vip, port } = question;
+        let is_meant = |service: &&Service| {
+            let key = service.config.key();
+            vip.is_none_or(|vip| vip == key.address) && port.is_none_or(|port| port == key.port)
+        };
+        let services = self.core.services().filter(is_meant);
+        let members: Vec<_> = services
+            .flat_map(|service| service.config.reals().iter().map(move |member| (service, member.address)))
+            .filter(|(_, member)| real.is_none_or(|real| real == *member))
+            .collect();
+        match (members.is_empty(), real) {
+            (false, _) => Ok(members),
+            (true, Some(real)) if vip.is_none() && port.is_none() => Err(format!("no VIP has the real {real}")),
+            (true, Some(real)) => Err(format!("that VIP does not have the real {real}, or is none")),
+            (true, None) => Err("there is no such VIP".to_owned()),
+        }
+    }
+
+    pub(super) async fn check_statuses(&self) -> HashMap<CheckKey, CheckStatus> {
+        self.prober.status().await.into_iter().map(|status| (status.key.clone(), status)).collect()
+    }
+}
+
+fn history_row(vip: VipKey, key: &CheckKey, entry: &Entry) -> HistoryRow {
+    let Entry { transition, why } = entry;
+    HistoryRow {
+        at: timestamp(transition.at),
+        vip: vip.address,
+        protocol: vip.protocol,
+        port: vip.port,
+        real: key.real,
+        check: key.to_string(),
+        before: health(transition.from),
+        after: health(transition.to),
+        severity: severity(transition.to),
+        reason: transition.reason.code().to_owned(),
+        detail: transition.detail.clone(),
+        rtt_us: transition.rtt.map(micros),
+        why: why.clone(),
+    }
+}
+
+fn check_row(status: &CheckStatus) -> CheckRow {
+    let rtts = status.rtts.map(|rtts| RttStats {
+        count: rtts.count,
+        min_us: micros(rtts.min),
+        avg_us: micros(rtts.avg),
+        max_us: micros(rtts.max),
+    });
+    CheckRow {
+        check: status.key.to_string(),
+        state: health(status.state),
+        severity: severity(status.state),
+        reason: status.reason.code().to_owned(),
+        detail: status.detail.clone(),
+        since: timestamp(status.since),
+        last_check: status.last_run.map(timestamp),
+        rtt_us: status.rtt.map(micros),
+        rtts,
+        rise: status.rise,
+        fall: status.fall,
+    }
+}
+
+fn severity(state: State) -> Option<Severity> {
+    match state {
+        State::Down(hc_prober::Severity::Hard) => Some(Severity::Hard),
+        State::Down(hc_prober::Severity::Soft) => Some(Severity::Soft),
+        State::Init | State::Up => None,
+    }
+}
