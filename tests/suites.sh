@@ -2,7 +2,7 @@
 # The suites of ./run test, which sources this. Each is a function: it succeeds or fails, and its output holds the lines
 # `test result: …` that are counted. A suite that ran nothing has failed.
 
-suites=(fmt clippy clippy_bpf doc deny symbols unit packet namespace bench vm fuzz)
+suites=(fmt clippy clippy_bpf doc deny symbols unit packet namespace package bench vm fuzz)
 declare -A about=(
     [fmt]="rustfmt has nothing to change"
     [clippy]="no lint on the host's code"
@@ -13,6 +13,7 @@ declare -A about=(
     [unit]="unit, property and documentation tests"
     [packet]="packets through the real BPF programs"
     [namespace]="end to end, in network namespaces (root)"
+    [package]="the Debian package installed, used, upgraded, removed and purged on a clean Debian 12 (root)"
     [bench]="every bench runs, briefly, and its counters agree (root)"
     [vm]="on Debian's stock kernel, in a VM"
     [fuzz]="each fuzz target for a while"
@@ -45,8 +46,9 @@ list_suites() {
 prepare_tests() { # SUITE…
     prepare_build
     case " $* " in *" deny "*) cargo_tool cargo-deny 0.20.2 ;; esac
-    case " $* " in *" packet "* | *" namespace "* | *" bench "*) prepare_lab ;; esac
-    case " $* " in *" namespace "*) need "${namespace_needs[@]}" ;; esac
+    case " $* " in *" packet "* | *" namespace "* | *" package "* | *" bench "*) prepare_lab ;; esac
+    case " $* " in *" namespace "*) need "${namespace_needs[@]}" && need_unpacked "${unpacked_needs[@]}" ;; esac
+    case " $* " in *" package "*) prepare_package && need "${package_needs[@]}" ;; esac
     case " $* " in *" symbols "* | *" vm "* | *" fuzz "*) need "${test_needs[@]}" ;; esac
 }
 
@@ -131,6 +133,8 @@ suite_unit() {
 }
 suite_packet() { integration packet; }
 suite_namespace() { integration namespace; }
+# Two revisions of one build: what an upgrade is, to the package manager.
+suite_package() { package dev 1 && package dev 2 && integration package; }
 suite_bench() {
     local subject failed=0
     cargo build --locked --workspace --bins || return
@@ -154,6 +158,7 @@ integration() { # SUITE
         name=$(basename "$file" .rs)
         case $name in
             packet*) suite=packet ;;
+            package*) suite=package ;;
             vm*) suite=vm ;;
             *) suite=namespace ;;
         esac

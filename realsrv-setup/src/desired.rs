@@ -287,6 +287,8 @@ pub struct Request {
     pub interfaces: Option<BTreeSet<String>>,
     /// `--persist`.
     pub persist: Option<Persist>,
+    /// `--no-persist`: not any longer.
+    pub no_persist: bool,
 }
 
 impl Request {
@@ -300,7 +302,7 @@ impl Request {
             lb_sources: self.lb_sources.unwrap_or(before.lb_sources),
             mss: self.mss.unwrap_or(before.mss),
             interfaces: self.interfaces.unwrap_or(before.interfaces),
-            persist: self.persist.or(before.persist),
+            persist: if self.no_persist { None } else { self.persist.or(before.persist) },
         }
     }
 }

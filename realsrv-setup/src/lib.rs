@@ -9,6 +9,7 @@
 //! [`desired`], [`observed`], [`plan`](mod@plan) and [`journal`] are data and decisions; [`system`] touches the host;
 //! [`run`] leads through them against a [`run::Host`], which tests replace.
 
+pub mod cli;
 pub mod desired;
 pub mod family;
 pub mod journal;

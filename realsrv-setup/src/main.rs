@@ -1,19 +1,19 @@
 //! `realsrv-setup`: the command line.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     error::Error,
     ffi::OsString,
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::Parser as _;
 use realsrv_setup::{
-    desired::{Decap, Desired, Mss, Prefix, Request, Vip},
+    cli::{Action, Cli, Common, Format, VerifyPort, Wanted},
+    desired::{Desired, Vip},
     output::{Command, Report},
-    persist::Persist,
     plan::plan_onto,
     proof::{DEFAULT_PORT, Proof},
     run::{self, Host as _},
@@ -23,130 +23,6 @@ use realsrv_setup::{
 const DIFFERENCES: u8 = 2;
 const ERROR: u8 = 1;
 const USAGE: u8 = 2;
-
-/// Makes this host a DSR real server, and unmakes it.
-///
-/// Works on the network namespace it runs in. Exit codes: plan and check: 0 no difference, 2 differences, 1 error
-/// (usage errors too); apply and remove: 0 done or nothing to do, 1 error, 2 usage error. A proof by packet that fails is an
-/// error, and what was applied stays.
-#[derive(Parser)]
-#[command(version, max_term_width = 100)]
-struct Cli {
-    #[command(subcommand)]
-    command: Action,
-}
-
-#[derive(Subcommand)]
-enum Action {
-    /// Say what apply would change, and change nothing
-    Plan(Wanted),
-    /// Make it so, look again, or roll back; then prove it with packets through the tunnel to every VIP
-    Apply {
-        /// Send no packets
-        #[arg(long, conflicts_with = "verify_port")]
-        no_verify: bool,
-        #[command(flatten)]
-        port: VerifyPort,
-        #[command(flatten)]
-        wanted: Wanted,
-    },
-    /// Compare the host with what the last apply made of it (or with the options given)
-    Check {
-        /// Prove it with packets through the tunnel to every VIP as well, as apply does
-        #[arg(long)]
-        verify: bool,
-        #[command(flatten)]
-        port: VerifyPort,
-        #[command(flatten)]
-        wanted: Wanted,
-    },
-    /// Undo what apply did: for some VIPs, or everything
-    Remove {
-        /// Only these VIPs; shared settings stay until the last one goes
-        #[arg(long, value_name = "ADDRESS", num_args = 1.., value_delimiter = ',')]
-        vip: Vec<Vip>,
-        #[command(flatten)]
-        common: Common,
-    },
-}
-
-#[derive(Args)]
-struct Wanted {
-    /// VIPs to serve, added to those of earlier runs
-    #[arg(long, value_name = "ADDRESS", num_args = 1.., value_delimiter = ',')]
-    vip: Vec<Vip>,
-    /// Who removes the outer header: auto (the kernel where it has the tunnels), ipip (`ip6_tunnel` for IPv6 VIPs) or
-    /// ebpf
-    #[arg(long, value_name = "HOW")]
-    decap: Option<Decap>,
-    /// Only these outer sources may tunnel, of either family: the load balancers
-    #[arg(long, value_name = "PREFIX", num_args = 1.., value_delimiter = ',')]
-    lb_source: Vec<Prefix>,
-    /// Largest MSS the VIPs announce: auto (the device's MTU less the headers: 60, or 100 for IPv6), a number or off
-    #[arg(long, value_name = "OCTETS")]
-    mss: Option<Mss>,
-    /// Devices that tunnel packets arrive on [default: every Ethernet device that is up and has an address]
-    #[arg(long, value_name = "DEVICE", num_args = 1.., value_delimiter = ',')]
-    interface: Vec<String>,
-    /// Do it again at each boot: a systemd unit, modules-load.d and sysctl.d, until remove
-    #[arg(long)]
-    persist: bool,
-    /// The directory that has etc for --persist
-    #[arg(long, value_name = "DIRECTORY", default_value = "/", requires = "persist")]
-    root: PathBuf,
-    #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Args)]
-struct VerifyPort {
-    /// The TCP port that must answer the proof's SYN, if only with a RST; without it 80 is tried, and its silence a warning
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    verify_port: Option<u16>,
-}
-
-#[derive(Args)]
-struct Common {
-    /// Where the journal is kept; each network namespace needs its own
-    #[arg(long, value_name = "DIRECTORY", default_value = "/var/lib/realsrv-setup")]
-    state_dir: PathBuf,
-    /// text or json
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
-}
-
-#[derive(Clone, Copy, Default, ValueEnum)]
-enum Format {
-    #[default]
-    Text,
-    Json,
-}
-
-impl Wanted {
-    fn request(self) -> io::Result<(Request, Common)> {
-        let persist = self.persist.then(|| {
-            Ok::<_, io::Error>(Persist {
-                root: std::path::absolute(&self.root)?,
-                program: std::env::current_exe()?,
-                state_dir: std::path::absolute(&self.common.state_dir)?,
-            })
-        });
-        let request = Request {
-            vips: self.vip.into_iter().collect(),
-            decap: self.decap,
-            lb_sources: given(self.lb_source),
-            mss: self.mss,
-            interfaces: given(self.interface),
-            persist: persist.transpose()?,
-        };
-        Ok((request, self.common))
-    }
-}
-
-/// An option that takes a list is either given or not; an empty list is not.
-fn given<T: Ord>(values: Vec<T>) -> Option<BTreeSet<T>> {
-    (!values.is_empty()).then(|| values.into_iter().collect())
-}
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();

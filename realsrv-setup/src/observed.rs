@@ -21,7 +21,7 @@ pub struct Link {
     pub mtu: u32,
     /// What it carries.
     pub layer: Layer,
-    /// A bridge, bond or VRF owns it: the packets are the owner's.
+    /// A bridge or bond owns it: the packets are the owner's.
     pub enslaved: bool,
     /// The qdisc at handle `ffff:`.
     pub hook: HookQdisc,

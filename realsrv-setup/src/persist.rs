@@ -94,15 +94,28 @@ fn lines(lines: impl Iterator<Item = String>) -> String {
     lines.flat_map(|line| [line, "\n".to_owned()]).collect()
 }
 
+fn unit(desired: &Desired, persist: &Persist) -> String {
+    let start = command(desired, persist).iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+    unit_that_starts("# Written by realsrv-setup apply --persist; realsrv-setup remove takes it away.\n", "", &start)
+}
+
+/// The unit of a package: `apply` as it was the last time, if it was. That of `--persist` takes its place.
+#[must_use]
+pub fn packaged_unit() -> String {
+    let applied = "ConditionPathExists=/var/lib/realsrv-setup/journal.json\n";
+    unit_that_starts("", applied, "/usr/sbin/realsrv-setup apply")
+}
+
 /// Ordering alone (`Before=`): a real that failed its proof still boots, and says so in `systemctl --failed`.
 ///
 /// It needs the host's addresses, which `network.target` does not wait for.
-fn unit(desired: &Desired, persist: &Persist) -> String {
+fn unit_that_starts(head: &str, condition: &str, start: &str) -> String {
     let before = BEFORE.map(|name| format!("{name}.service")).join(" ");
     format!(
-        "# Written by realsrv-setup apply --persist; realsrv-setup remove takes it away.\n\
+        "{head}\
          [Unit]\n\
          Description=DSR real server: VIPs, tunnel, ARP silence\n\
+         {condition}\
          Wants=network-online.target\n\
          After=network-online.target systemd-modules-load.service systemd-sysctl.service nftables.service\n\
          Before={before}\n\
@@ -110,11 +123,10 @@ fn unit(desired: &Desired, persist: &Persist) -> String {
          [Service]\n\
          Type=oneshot\n\
          RemainAfterExit=yes\n\
-         ExecStart={}\n\
+         ExecStart={start}\n\
          \n\
          [Install]\n\
-         WantedBy=multi-user.target\n",
-        command(desired, persist).iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+         WantedBy=multi-user.target\n"
     )
 }
 

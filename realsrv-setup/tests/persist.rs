@@ -137,3 +137,16 @@ fn root_without_systemd_is_named_and_everything_rolled_back() {
     assert!(text.contains(UNIT.rsplit_once('/').unwrap().0) && text.contains("as it was before"), "{text}");
     lab.assert_as(&before);
 }
+
+#[test]
+fn persistence_is_taken_away_again_and_the_rest_stays() {
+    let lab = Lab::new();
+    lab.setup_exits("apply --decap ebpf --vip 198.19.10.1,fd00:19:10::1", 0);
+    let applied = lab.snapshot();
+    lab.setup_exits(&apply(&lab), 0);
+    assert_eq!(lab.setup_json("apply --no-persist")["changed"], true);
+    lab.assert_as(&applied);
+    assert_eq!(lab.setup_json("apply")["changed"], false);
+    assert!(lab.setup_exits("apply --persist --no-persist", 2).contains("cannot be used with"));
+    lab.setup_exits("check", 0);
+}

@@ -11,7 +11,9 @@ mod lab;
 
 use std::{
     collections::BTreeMap,
+    io::ErrorKind,
     net::{Ipv4Addr, TcpListener, UdpSocket},
+    time::{Duration, Instant},
 };
 
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header, TcpHeader, TcpOptionElement};
@@ -238,6 +240,39 @@ fn guard_drops_other_sources_and_passes_allowed_ones() {
             }
         }
     }
+}
+
+/// Without the setting the kernel answers one a second, and a burst of six.
+#[test]
+fn udp_to_a_closed_port_is_refused_each_time_at_fifty_a_second() {
+    let lab = Lab::new();
+    lab.setup_exits(APPLY, 0);
+    lab.in_client(&format!("ip route add {VIP}/32 via {REAL}"));
+    assert_eq!(refused_at_fifty_a_second(&lab), 50);
+    lab.in_real("echo 1000 > /proc/sys/net/ipv4/icmp_ratelimit");
+    assert!(
+        refused_at_fifty_a_second(&lab) < 25,
+        "the test itself: with the kernel's own setting most are not answered"
+    );
+}
+
+/// How many of 50 datagrams.
+fn refused_at_fifty_a_second(lab: &Lab) -> usize {
+    within(&lab.client, || {
+        let socket = UdpSocket::bind((CLIENT, 0)).unwrap();
+        socket.connect((VIP, 9)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let refused = || {
+            let began = Instant::now();
+            // What was refused before is told here, too, where it came late.
+            let sent = socket.send(b"x");
+            let refused =
+                sent.and_then(|_| socket.recv(&mut [0; 8])).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused);
+            std::thread::sleep(Duration::from_millis(20).saturating_sub(began.elapsed()));
+            refused
+        };
+        std::iter::repeat_with(refused).take(50).filter(|refused| *refused).count()
+    })
 }
 
 /// An ARP request for the VIP must stay unanswered, and none may be sent with the VIP as its sender.

@@ -26,8 +26,22 @@ use self::{
 };
 
 /// Modules that a real or a load balancer may ask for; what they depend on comes along.
-const MODULES: [&str; 10] =
-    ["ipip", "ip6_tunnel", "veth", "dummy", "cls_bpf", "act_bpf", "sch_ingress", "sch_netem", "ip_vs_rr", "nf_tables"];
+const MODULES: [&str; 14] = [
+    "ipip",
+    "ip6_tunnel",
+    "veth",
+    "dummy",
+    "8021q",
+    "bonding",
+    "bridge",
+    "vrf",
+    "cls_bpf",
+    "act_bpf",
+    "sch_ingress",
+    "sch_netem",
+    "ip_vs_rr",
+    "nf_tables",
+];
 
 /// Programs of the host that every guest has, in the directory where the kernel and people expect them. Busybox is
 /// Debian's `busybox-static`; its own shell would prefer its applets to iproute2's `ip`.
@@ -179,12 +193,20 @@ impl Vm {
     ///
     /// # Errors
     /// The file is not an executable, or one of its libraries is missing.
-    pub fn program(mut self, host: impl AsRef<Path>) -> Result<Self, VmError> {
+    pub fn program(self, host: impl AsRef<Path>) -> Result<Self, VmError> {
         let host = host.as_ref();
         let name = host
             .file_name()
             .ok_or_else(|| VmError::Missing { what: "the name of a program", place: host.to_owned() })?;
-        self.files.stripped_program(host, &Path::new("/usr/bin").join(name), self.scratch.path())?;
+        self.program_at(host, Path::new("/usr/bin").join(name))
+    }
+
+    /// Carries a program like [`Self::program`], to an absolute path of the guest.
+    ///
+    /// # Errors
+    /// The file is not an executable, or one of its libraries is missing.
+    pub fn program_at(mut self, host: impl AsRef<Path>, guest: impl AsRef<Path>) -> Result<Self, VmError> {
+        self.files.stripped_program(host.as_ref(), guest.as_ref(), self.scratch.path())?;
         Ok(self)
     }
 

@@ -33,18 +33,50 @@ fn over_ipv6(test: &str, reals: usize) -> Service {
 }
 
 fn without_clamp(service: &Service, apply: impl Fn(&Host) -> Command) {
+    with_mss(service, "off", apply);
+}
+
+fn with_mss(service: &Service, mss: &str, apply: impl Fn(&Host) -> Command) {
     for real in service.lab.reals() {
-        run(apply(real).args(["--mss", "off"])).unwrap();
+        run(apply(real).args(["--mss", mss])).unwrap();
     }
 }
 
 fn upload(service: &Service, vip: IpAddr) {
+    assert_eq!(upload_of(BODY, UPLOAD, service, vip).unwrap(), format!("real1 received {BODY} bytes\n"));
+}
+
+fn upload_of(octets: usize, limit: &str, service: &Service, vip: IpAddr) -> Result<String, tests::lab::Error> {
     let client = service.lab.client();
     let body = client.dir().join("body");
-    std::fs::write(&body, vec![7; BODY]).unwrap();
+    std::fs::write(&body, vec![7; octets]).unwrap();
     let url = format!("http://{}/upload", SocketAddr::from((vip, 80)));
-    let curl = format!("curl -sS --fail {UPLOAD} -H Expect: --data-binary @{} {url}", body.display());
-    assert_eq!(client.run(&curl).unwrap(), format!("real1 received {BODY} bytes\n"));
+    client.run(&format!("curl -sS --fail {limit} -H Expect: --data-binary @{} {url}", body.display()))
+}
+
+/// Most clients hear no ICMP, by somebody's firewall: then only the real's MSS helps. A small upload tells nothing.
+#[test]
+fn upload_of_a_client_that_hears_no_icmp_hangs_without_the_mss_step_and_succeeds_with_it() {
+    const DEAF: [&str; 4] = [
+        "nft add table inet deaf",
+        "nft add chain inet deaf input { type filter hook input priority 0 ; }",
+        "nft add rule inet deaf input icmp type destination-unreachable drop",
+        "nft add rule inet deaf input icmpv6 type packet-too-big drop",
+    ];
+    let ipv4: fn(&Service, &Host) -> Command = |service, real| service.lab.realsrv_setup(real, "apply").unwrap();
+    let ipv6: fn(&Service, &Host) -> Command = |service, real| apply6(&service.lab, real);
+    for (service, vip, apply) in
+        [(over_ipv4("mss", 1), IpAddr::from(VIP), ipv4), (over_ipv6("mss6", 1), IpAddr::from(VIP6), ipv6)]
+    {
+        for command in DEAF {
+            service.lab.client().run(command).unwrap();
+        }
+        assert_eq!(upload_of(1000, UPLOAD, &service, vip).unwrap(), "real1 received 1000 bytes\n");
+        let hung = upload_of(500_000, "--max-time 5", &service, vip).unwrap_err().to_string();
+        assert!(hung.contains("timed out"), "{vip}: {hung}");
+        with_mss(&service, "auto", |real| apply(&service, real));
+        assert_eq!(upload_of(500_000, UPLOAD, &service, vip).unwrap(), "real1 received 500000 bytes\n", "{vip}");
+    }
 }
 
 fn told(service: &Service) -> u64 {

@@ -1,6 +1,6 @@
 //! The kernel's tunnel modules: whether there is one, loading and unloading it.
 
-use std::{collections::BTreeMap, fs, process::Command};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use super::Error;
 use crate::{
@@ -62,7 +62,17 @@ fn modprobe(arguments: &[&str]) -> Result<(), String> {
 /// # Errors
 /// `modprobe` failed.
 pub fn load(name: &str) -> Result<(), Error> {
-    modprobe(&[name]).map_err(|reason| Error::Module { name: name.to_owned(), reason })
+    modprobe(&[name]).map_err(|reason| Error::Module { name: name.to_owned(), reason })?;
+    settle();
+    Ok(())
+}
+
+/// udev has systemd-sysctl write the settings of a device that appears: ours are to come after.
+fn settle() {
+    if Path::new("/run/udev/control").exists() {
+        // Without an answer nothing is lost: looking again afterwards tells most of it, the proof the rest.
+        let _ = Command::new("udevadm").args(["settle", "--timeout=10"]).output();
+    }
 }
 
 /// Unloads a module and what only it depends on, unless somebody uses it.

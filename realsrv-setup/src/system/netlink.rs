@@ -10,8 +10,8 @@ use futures::TryStreamExt as _;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo},
     link::{
-        AfSpecInet, AfSpecUnspec, InetDevConf, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
-        LinkMessage, State,
+        AfSpecInet, AfSpecUnspec, InetDevConf, InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo,
+        LinkLayerType, LinkMessage, State,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
     route::RouteScope,
@@ -300,6 +300,7 @@ impl Netlink {
 
 fn link(message: &LinkMessage, hook: HookQdisc) -> Option<(String, Link)> {
     let mut name = None;
+    let (mut owned, mut routed) = (false, false);
     let mut link = Link {
         index: message.header.index,
         up: message.header.flags.contains(LinkFlags::Up),
@@ -321,7 +322,8 @@ fn link(message: &LinkMessage, hook: HookQdisc) -> Option<(String, Link)> {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Mtu(octets) => link.mtu = *octets,
-            LinkAttribute::Controller(index) => link.enslaved = *index != 0,
+            LinkAttribute::Controller(index) => owned = *index != 0,
+            LinkAttribute::LinkInfo(info) => routed = info.contains(&LinkInfo::PortKind(InfoPortKind::Vrf)),
             LinkAttribute::AfSpecUnspec(families) => {
                 if let Some(settings) = ipv4_settings(families) {
                     link.arp_ignore = settings.arp_ignore;
@@ -332,6 +334,8 @@ fn link(message: &LinkMessage, hook: HookQdisc) -> Option<(String, Link)> {
             _ => {}
         }
     }
+    // A VRF only routes what arrives at its ports.
+    link.enslaved = owned && !routed;
     Some((name?, link))
 }
 

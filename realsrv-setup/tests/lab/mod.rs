@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     io::Read as _,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
@@ -81,7 +82,7 @@ impl Lab {
 
     /// The tool, in the real's namespace. `nsenter` becomes it: a signal reaches the tool.
     pub(crate) fn command(&self, arguments: &str) -> Command {
-        let mut command = command(&self.real, env!("CARGO_BIN_EXE_realsrv-setup"));
+        let mut command = command(&self.real, binary("realsrv-setup"));
         command.args(arguments.split_whitespace());
         if !arguments.contains("--state-dir") {
             command.arg("--state-dir").arg(self.state_dir());
@@ -262,8 +263,15 @@ fn run(namespace: &str, script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// A program of this workspace, beside the directory of the test programs: tests of another crate share this file.
+pub(crate) fn binary(program: &str) -> PathBuf {
+    let path = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join(program);
+    assert!(path.is_file(), "{} is not built: cargo build --workspace --bins", path.display());
+    path
+}
+
 /// A program in a namespace, with /sys and bpffs as they are (`ip netns exec` would mount its own).
-pub(crate) fn command(namespace: &str, program: &str) -> Command {
+pub(crate) fn command(namespace: &str, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net=/run/netns/{namespace}")).arg(program);
     command

@@ -257,6 +257,7 @@ pub(crate) fn request(desired: Desired) -> Request {
         lb_sources: Some(desired.lb_sources),
         mss: Some(desired.mss),
         interfaces: Some(desired.interfaces),
+        no_persist: desired.persist.is_none(),
         persist: desired.persist,
     }
 }
