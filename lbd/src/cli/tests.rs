@@ -431,7 +431,7 @@ fn history_is_a_line_for_each_change() {
         evidence::history(&some_history(), plain()),
         shown(
             "
-TIME                      VIP                 REAL           CHECK               BEFORE  AFTER  HOW   REASON      RTT  WHY            DETAIL
+TIME                      VIP                 REAL           CHECK               BEFORE  AFTER  HOW   REASON   RTT     WHY            DETAIL
 2026-03-01T11:56:50.000Z  198.19.10.1:80/tcp  198.18.222.12  tcp 198.19.10.1:80  INIT    UP     -     L4OK     210 us  -              -
 2026-03-01T11:56:53.000Z  198.19.10.1:80/tcp  198.18.222.12  tcp 198.19.10.1:80  UP      DOWN   hard  TIMEOUT       -  VIP_NOT_LOCAL  -
 "
