@@ -134,7 +134,9 @@ suite_unit() {
 suite_packet() { integration packet; }
 suite_namespace() { integration namespace; }
 # Two revisions of one build: what an upgrade is, to the package manager.
-suite_package() { package dev 1 && package dev 2 && integration package; }
+suite_package() {
+    package dev target/package-test 1 && package dev target/package-test 2 && integration package
+}
 suite_bench() {
     local subject failed=0
     cargo build --locked --workspace --bins || return

@@ -456,6 +456,9 @@ impl Engine {
         out: &mut Output,
     ) {
         let probe = flight.probe();
+        // Whatever it says, packets come and go.
+        self.answered_at = self.answered_at.max(at);
+        self.set_silent_gateway(None, at);
         if let Answer::Error { .. } = answer {
             self.refused(flight, at);
         }
@@ -521,10 +524,13 @@ impl Engine {
         let left_at = now.before(subject.check.timing.timeout);
         let silent = self.silent_gateway.filter(|_| self.answered_at <= left_at);
         let released = self.released.filter(|(_, at)| left_at <= *at).map(|(gateway, _)| gateway);
-        self.cut_off |= silent.is_some();
+        let silence = subject.silence(probe.serial, now, evidence, ration);
         let finding = match silent.or(released) {
-            Some(gateway) => Finding::unknown(Reason::NotSent, Some(Detail::Gateway(gateway))),
-            None => subject.silence(probe.serial, now, evidence, ration),
+            Some(gateway) if silence.reason == Reason::Timeout => {
+                self.cut_off |= silent.is_some();
+                Finding::unknown(Reason::NotSent, Some(Detail::Gateway(gateway)))
+            }
+            _ => silence,
         };
         self.resolve(probe, finding, now, out);
     }
@@ -539,9 +545,6 @@ impl Engine {
         let fast = jitter(subject.check.timing.fast_interval, self.cookies.spread(probe.check, probe.serial));
         let hasten = hastened(subject, fast.max(SHORTEST));
         *self.counter(finding) += 1;
-        if finding.event == Event::Pass || finding.rtt.is_some() {
-            self.answered_at = now;
-        }
         if let Some(at) = hasten {
             self.schedule(probe.check, at.max(now));
         }

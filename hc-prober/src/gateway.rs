@@ -1,7 +1,7 @@
-//! Whether the first router on the way to the reals is there: if nothing at all is answered and it does not answer either,
-//! silence says nothing about any real. docs/decisions/silent-gateway.md tells why only then.
+//! Whether the one router that is the first on the way to all reals is there: if nothing at all is answered and it does not
+//! answer either, silence says nothing about any real. docs/decisions/silent-gateway.md tells why only then.
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use futures::TryStreamExt;
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
@@ -25,39 +25,35 @@ const TRIES: u32 = 2;
 /// From one question to the next.
 const PACE: Duration = Duration::from_secs(1);
 
+/// For so long nobody is asked, since somebody was answered: packets come and go, whatever the gateway says of itself.
+const TRUST: Duration = Duration::from_secs(10);
+
 /// When to ask, and what came of it.
 #[derive(Debug, Default)]
 pub struct Suspicion {
-    asked_at: Option<Monotonic>,
+    /// Not before.
+    next: Option<Monotonic>,
     silent: Option<IpAddr>,
-    /// The one whose gateway was asked last.
-    real: Option<IpAddr>,
 }
 
 impl Suspicion {
-    /// A probe to this real has its result: the real to whose gateway a question is to be sent, if it is time for one. One that
-    /// was silent is asked again soon after anybody's answer.
-    pub fn found(
-        &mut self,
-        finding: &Finding,
-        real: impl FnOnce() -> Option<IpAddr>,
-        now: Monotonic,
-    ) -> Option<IpAddr> {
+    /// A probe has its result; whether it is time to ask. Anybody's answer ends the silence.
+    pub fn found(&mut self, finding: &Finding, now: Monotonic) -> bool {
         let is_silence = match (finding.event, finding.reason, finding.detail) {
             (Event::Fail(_), Reason::Timeout, None) | (Event::Unknown, _, Some(Detail::Gateway(_))) => true,
             (Event::Fail(_) | Event::Unknown | Event::Pass, _, _) => false,
         };
-        let pace = match (is_silence, self.silent) {
-            (true, _) => PACE,
-            (false, Some(_)) => PACE / 10,
-            (false, None) => return None,
-        };
-        if self.asked_at.is_some_and(|at| now.since(at) < pace) {
-            return None;
+        if !is_silence {
+            if self.silent.take().is_some() {
+                self.next = Some(now + TRUST);
+            }
+            return false;
         }
-        self.asked_at = Some(now);
-        self.real = self.real.filter(|_| self.silent.is_some()).or_else(real);
-        self.real
+        let is_time = self.next.is_none_or(|next| now >= next);
+        if is_time {
+            self.next = Some(now + PACE);
+        }
+        is_time
     }
 
     /// What came of the question: the gateway, if it is silent.
@@ -70,6 +66,18 @@ impl Suspicion {
     pub fn silent(&self) -> Option<IpAddr> {
         self.silent
     }
+}
+
+/// The one gateway on the way to all of these reals. `None`: there are several, or a real is on our own link, or has no route.
+pub async fn only(routes: &Handle, reals: &BTreeSet<IpAddr>) -> Option<IpAddr> {
+    let mut only = None;
+    for &real in reals {
+        let gateway = route::lookup(routes, real).await.ok()?.gateway?;
+        if *only.get_or_insert(gateway) != gateway {
+            return None;
+        }
+    }
+    only
 }
 
 /// The gateway on the way to a real, if it is an Ethernet neighbour that does not answer. `None`: it does, or there is none,
@@ -118,23 +126,18 @@ mod tests {
     fn gateway_is_asked_for_at_once_and_then_once_a_second_while_there_is_silence() {
         let at = |millis| Monotonic::default() + Duration::from_millis(millis);
         let silence = Finding::fail(Severity::Hard, Reason::Timeout, None);
-        let [one, other] = [1, 2].map(|n| IpAddr::from([198, 18, 101, n]));
         let (passed, closed) = (Finding::pass(Reason::L4Ok), Finding::fail(Severity::Soft, Reason::PortClosed, None));
         let mut suspicion = Suspicion::default();
-        let found =
-            |suspicion: &mut Suspicion, finding, real, millis| suspicion.found(finding, || Some(real), at(millis));
-        assert_eq!(found(&mut suspicion, &passed, one, 0), None);
-        assert_eq!(found(&mut suspicion, &closed, one, 0), None);
-        assert_eq!(found(&mut suspicion, &silence, one, 100), Some(one));
-        assert_eq!(found(&mut suspicion, &silence, one, 1000), None);
-        assert_eq!(found(&mut suspicion, &silence, other, 1100), Some(other));
+        assert!(!suspicion.found(&passed, at(0)) && !suspicion.found(&closed, at(0)));
+        assert!(suspicion.found(&silence, at(100)));
+        assert!(!suspicion.found(&silence, at(1000)));
+        assert!(suspicion.found(&silence, at(1100)));
         let gateway = IpAddr::from([198, 18, 0, 1]);
         suspicion.asked(Some(gateway));
         assert_eq!(suspicion.silent(), Some(gateway));
-        assert_eq!(found(&mut suspicion, &passed, one, 1150), None);
-        assert_eq!(found(&mut suspicion, &passed, one, 1200), Some(other), "the same gateway again");
-        suspicion.asked(None);
-        assert_eq!(suspicion.silent(), None);
-        assert_eq!(found(&mut suspicion, &passed, one, 9000), None);
+        assert!(!suspicion.found(&closed, at(1150)));
+        assert_eq!(suspicion.silent(), None, "somebody was answered");
+        assert!(!suspicion.found(&silence, at(11_100)), "the gateway's own silence says nothing then");
+        assert!(suspicion.found(&silence, at(11_150)));
     }
 }

@@ -110,12 +110,12 @@ impl Query {
         let ours = self.message.get(DNS_HEADER..).unwrap_or_default();
         let same = |theirs: &[u8]| {
             let length = ours.len().min(theirs.len());
-            ours.get(..length).zip(theirs.get(..length)).is_some_and(|(a, b)| a.eq_ignore_ascii_case(b))
+            length > 0 && ours.get(..length).zip(theirs.get(..length)).is_some_and(|(a, b)| a.eq_ignore_ascii_case(b))
         };
         header_buffer::id(payload) == Ok(dns_id(cookie))
             && header_buffer::has_flags(payload, PacketFlag::RESPONSE) == Ok(true)
             && match header_buffer::questions(payload) {
-                Ok(0) => true,
+                Ok(0) => rcode_complaint(payload).is_some(),
                 Ok(1) => payload.get(DNS_HEADER..).is_some_and(same),
                 Ok(_) | Err(_) => false,
             }
@@ -320,7 +320,9 @@ mod tests {
         assert!(!named.proves(&genuine[..11], cookie(1)), "cut off");
         let mut bare = genuine[..DNS_HEADER].to_vec();
         bare[5] = 0;
-        assert!(named.proves(&bare, cookie(1)), "an error need not repeat the question");
+        assert!(!named.proves(&bare, cookie(1)), "an answer repeats the question");
+        bare[3] |= 2;
+        assert!(named.proves(&bare, cookie(1)), "an error need not");
     }
 
     #[test]

@@ -235,8 +235,10 @@ struct Runner {
     /// Checks whose real or target had no route.
     unrouted: Vec<Check>,
     routes: Handle,
+    /// The one on the way to every real, if there is one: only then is it asked for.
+    gateway: Option<IpAddr>,
     suspicion: Suspicion,
-    /// What came of asking for gateways.
+    /// What came of asking for it.
     gateways: (mpsc::UnboundedSender<Option<IpAddr>>, mpsc::UnboundedReceiver<Option<IpAddr>>),
     rejects: rejects::Reporter,
     inbox: mpsc::UnboundedReceiver<Command>,
@@ -264,6 +266,7 @@ impl Runner {
             wanted: HashMap::new(),
             unrouted: Vec::new(),
             routes,
+            gateway: None,
             suspicion: Suspicion::default(),
             gateways: mpsc::unbounded_channel(),
             rejects: rejects::Reporter::default(),
@@ -288,7 +291,10 @@ impl Runner {
                 },
                 // Forgets the readiness first and drains afterwards: what arrives in between makes it ready again.
                 ready = self.arrival.readable() => if let Ok(mut guard) = ready { guard.clear_ready() },
-                Some(silent) = self.gateways.1.recv() => self.suspicion.asked(silent),
+                // By now the route may be another.
+                Some(silent) = self.gateways.1.recv() => {
+                    self.suspicion.asked(silent.filter(|silent| Some(*silent) == self.gateway));
+                }
                 () = sleep_until(Instant::now() + due) => {}
                 () = sleep_until(refresh) => {
                     refresh = Instant::now() + REFRESH;
@@ -314,6 +320,11 @@ impl Runner {
         self.wanted = watches(&planned);
         self.watch();
         self.driver.engine.set_checks(planned, now());
+        let reals = checks.iter().map(|check| check.key.real).collect();
+        let gateway = gateway::only(&self.routes, &reals).await;
+        if std::mem::replace(&mut self.gateway, gateway) != gateway {
+            self.suspicion = Suspicion::default();
+        }
         let engine = &self.driver.engine;
         self.driver.tracer.retain(|number| engine.check(number).is_some());
     }
@@ -352,9 +363,11 @@ impl Runner {
     /// If all is silent: is the gateway?
     fn suspect(&mut self) {
         let (engine, now) = (&mut self.driver.engine, now());
-        for (probe, finding) in &self.driver.output.findings {
-            let real = || engine.check(probe.check).map(|check| check.key.real);
-            if let Some(real) = self.suspicion.found(finding, real, now) {
+        let findings = self.gateway.map_or(&[][..], |_| &self.driver.output.findings);
+        for (probe, finding) in findings {
+            if self.suspicion.found(finding, now)
+                && let Some(real) = engine.check(probe.check).map(|check| check.key.real)
+            {
                 let (routes, tell) = (self.routes.clone(), self.gateways.0.clone());
                 // Nobody wants to know when the prober has ended.
                 tokio::spawn(async move {

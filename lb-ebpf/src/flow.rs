@@ -50,6 +50,12 @@ impl TableSize {
         1 << self.0
     }
 
+    /// Its memory.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        self.buckets() * size_of::<Bucket>()
+    }
+
     /// Places for flows.
     #[must_use]
     pub const fn entries(self) -> usize {
@@ -290,6 +296,26 @@ impl Bucket {
             places |= self.load(way).matches(hash) << way;
         }
         places.trailing_zeros() as usize
+    }
+
+    /// Takes the entry of another table over, of which packets wrote what they write here no longer: in place of what is
+    /// here of the same flow, unless that was seen later, or else of an entry that is given up before it.
+    pub fn take_over(&self, hash: u64, entry: Entry, now: Tick) {
+        let age = |entry: Entry| entry.age(now);
+        let way = match self.find(hash) {
+            WAYS => self.place(hash, now, u16::MAX).way,
+            way => way,
+        };
+        let here = self.load(way);
+        let replaces = if here.matches(hash) == 1 {
+            age(here) > age(entry) || (age(here) == age(entry) && here.real() != entry.real())
+        } else {
+            let longest_age = longest_age(u16::MAX);
+            here.rank(now, longest_age) >= entry.rank(now, longest_age)
+        };
+        if replaces {
+            self.store(way, entry);
+        }
     }
 
     /// The place for a flow that has none: an empty one, or else that of an expired entry, or that of one that was seen

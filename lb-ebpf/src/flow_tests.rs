@@ -5,7 +5,7 @@
 use super::*;
 use crate::ring::MAX_RING_ORDER;
 use proptest::prelude::*;
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::atomic::Ordering::Relaxed};
 
 const TICK_S: f64 = (1_u64 << Tick::SHIFT) as f64 / 1e9;
 
@@ -123,6 +123,33 @@ proptest! {
         prop_assert_eq!(Some(bucket.find(hash)), first);
         let none = if hash >> Entry::HASH_SHIFT == 0 { 0 } else { WAYS };
         prop_assert_eq!(Bucket::default().find(hash), none);
+    }
+
+    #[test]
+    fn entry_taken_over_is_there_unless_those_that_are_there_go_after_it(
+        hash: u64, now in tick(), kinds in prop::array::uniform8((0..4_u8, any::<u16>(), any::<u64>())),
+        class in 0..3_u8, age: u16,
+    ) {
+        let idle_s = u16::MAX;
+        let bucket = bucket_of(kinds.map(|(class, age, hash)| entry_of(class, hash, age, now, idle_s)));
+        let (before, entry) = (bucket.0.each_ref().map(|word| word.load(Relaxed)), entry_of(class, hash, age, now, idle_s));
+        let first = (0..WAYS).map(|way| precedence(bucket.load(way), now, idle_s)).max().unwrap();
+        bucket.take_over(hash, entry, now);
+        let after = bucket.0.each_ref().map(|word| word.load(Relaxed));
+        let changed = (0..WAYS).filter(|&way| before[way] != after[way]).count();
+        prop_assert!(changed <= 1);
+        if first >= precedence(entry, now, idle_s) {
+            prop_assert!(after.contains(&entry.0));
+        } else {
+            prop_assert_eq!(before, after);
+        }
+        // Seen again later it is the newer.
+        if after.contains(&entry.0) && entry.age(now) > 1 {
+            let newer = entry.seen(now);
+            bucket.take_over(hash, newer, now);
+            bucket.take_over(hash, entry, now);
+            prop_assert_eq!(bucket.load(bucket.find(hash)), newer);
+        }
     }
 
     #[test]

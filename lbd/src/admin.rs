@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Write as _},
     net::IpAddr,
     path::{Path, PathBuf},
@@ -41,19 +41,44 @@ pub struct Order {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Orders(BTreeMap<Place, Order>);
 
-/// The file cannot be read or written.
+/// What is kept cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {}: {source}", path.display())]
-pub struct Error {
-    operation: &'static str,
-    path: PathBuf,
-    source: io::Error,
+pub enum Error {
+    /// The system refuses.
+    #[error("{operation} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another lbd has the directory: one would forget what the other keeps.
+    #[error("{} belongs to a running lbd: stop it first, or give this one another --state-dir", .0.display())]
+    InUse(PathBuf),
+    /// A later lbd wrote the file.
+    #[error("{} was written by a later lbd: start that one, or remove the file, which enables every real", .0.display())]
+    Later(PathBuf),
 }
 
 impl Error {
     fn new(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self { operation, path, source }
+        move |source| Self::Io { operation, path, source }
+    }
+}
+
+/// Takes the directory for this process, for as long as the lock is held.
+///
+/// # Errors
+/// [`Error::InUse`]; or the system refuses.
+pub fn lock(directory: &Path) -> Result<File, Error> {
+    let lock = File::open(directory).map_err(Error::new("open", directory))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse(directory.to_owned())),
+        Err(TryLockError::Error(error)) => Err(Error::new("lock", directory)(error)),
     }
 }
 
@@ -93,10 +118,11 @@ impl Orders {
         self.0.len() != before
     }
 
-    /// Reads what an earlier daemon kept in this directory; nothing if there is no file.
+    /// Reads what an earlier daemon kept in this directory; nothing if there is no file. One that is not what lbd writes is put
+    /// aside, with an error in the log: a daemon that does not start serves nobody.
     ///
     /// # Errors
-    /// The file cannot be read, or is not what a lbd of this version or an earlier one writes.
+    /// [`Error::Later`]; or the system refuses.
     pub fn load(directory: &Path) -> Result<Self, Error> {
         let path = directory.join(FILE);
         let error = |operation| Error::new(operation, &path);
@@ -105,11 +131,13 @@ impl Orders {
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(other) => return Err(error("read")(other)),
         };
-        let kept: Kept = serde_json::from_str(&text).map_err(io::Error::other).map_err(error("understand"))?;
-        if kept.version > VERSION {
-            return Err(error("understand")(io::Error::other(format!("version {} is of a later lbd", kept.version))));
+        if serde_json::from_str(&text).is_ok_and(|Version { version }| version > VERSION) {
+            return Err(Error::Later(path));
         }
-        Ok(Self(kept.orders.into_iter().map(Row::into_entry).collect()))
+        match serde_json::from_str::<Kept>(&text) {
+            Ok(kept) => Ok(Self(kept.orders.into_iter().map(Row::into_entry).collect())),
+            Err(error) => put_aside(&path, &error),
+        }
     }
 
     /// Keeps everything in this directory: when this returns it is on the disk, whole.
@@ -130,16 +158,17 @@ impl Orders {
         fs::rename(&aside, &path).map_err(error("replace"))?;
         File::open(directory).and_then(|directory| directory.sync_all()).map_err(error("replace"))
     }
+}
 
-    /// Puts a file that cannot be understood aside, where it can be looked at; says where.
-    ///
-    /// # Errors
-    /// The file system refuses.
-    pub fn put_aside(directory: &Path) -> Result<PathBuf, Error> {
-        let (path, aside) = (directory.join(FILE), directory.join(format!("{FILE}.bad")));
-        fs::rename(&path, &aside).map_err(Error::new("rename", &path))?;
-        Ok(aside)
-    }
+/// Where it can be looked at, beside those of earlier times.
+fn put_aside(path: &Path, error: &serde_json::Error) -> Result<Orders, Error> {
+    let aside = path.with_extension(format!("json.bad-{}", Timestamp::now().as_second()));
+    fs::rename(path, &aside).map_err(Error::new("rename", path))?;
+    tracing::error!(
+        path = %path.display(), %error, aside = %aside.display(),
+        "not what lbd writes: which reals were drained or disabled is not known, and all are enabled"
+    );
+    Ok(Orders::default())
 }
 
 /// A reason as it may be given: printable, and not too long.
@@ -154,6 +183,11 @@ pub fn check_reason(reason: &str) -> Result<(), String> {
         return Err("the reason has control characters".to_owned());
     }
     Ok(())
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -221,16 +255,28 @@ mod tests {
     }
 
     #[test]
-    fn file_that_is_not_understood_is_told_and_can_be_put_aside() {
+    fn file_that_is_not_understood_is_put_aside_and_that_of_a_later_lbd_left() {
         let directory = tempfile::tempdir().unwrap();
-        for (text, said) in [("{", "understand"), (r#"{"version": 2, "orders": []}"#, "version 2 is of a later lbd")] {
-            fs::write(directory.path().join(FILE), text).unwrap();
-            let error = Orders::load(directory.path()).unwrap_err().to_string();
-            assert!(error.contains("admin.json") && error.contains(said), "{error}");
-        }
-        let aside = Orders::put_aside(directory.path()).unwrap();
-        assert!(aside.ends_with("admin.json.bad") && aside.exists());
+        let names = || -> Vec<String> {
+            let entries = fs::read_dir(directory.path()).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        };
+        fs::write(directory.path().join(FILE), r#"{"version": 1, "orders": 7}"#).unwrap();
         assert_eq!(Orders::load(directory.path()).unwrap(), Orders::default());
+        assert!(matches!(&names()[..], [name] if name.starts_with("admin.json.bad-")), "{:?}", names());
+
+        fs::write(directory.path().join(FILE), r#"{"version": 2, "people": {}}"#).unwrap();
+        assert!(matches!(Orders::load(directory.path()), Err(Error::Later(_))));
+        assert!(names().contains(&FILE.to_owned()));
+    }
+
+    #[test]
+    fn directory_belongs_to_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = lock(directory.path()).unwrap();
+        assert!(matches!(lock(directory.path()), Err(Error::InUse(_))));
+        drop(first);
+        lock(directory.path()).unwrap();
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! GET /v1/reals/why?real=ADDRESS[&vip=ADDRESS][&port=NUMBER]     /v1/reals/show: the same
 //! GET /v1/reals/trace?real=ADDRESS[&vip=ADDRESS][&port=NUMBER][&wait_ms=NUMBER]     (pcapng)
 //! GET /v1/reals/history[?real=ADDRESS][&vip=ADDRESS][&port=NUMBER]
-//! GET /v1/reals/flows?real=ADDRESS&within_s=NUMBER
+//! GET /v1/reals/flows?real=ADDRESS[&vip=ADDRESS][&port=NUMBER]&recent_s=NUMBER&since_s=NUMBER
 //! POST /v1/reals/admin with JSON: {"of": {"real": ADDRESS, "vip": …, "port": …}, "state": "draining", "reason": …, "for_s": …}
 //! ```
 

@@ -72,6 +72,9 @@ pub enum Error {
     /// The prober.
     #[error("start the prober: {}", chain(.0))]
     Prober(#[from] hc_prober::Error),
+    /// What outlives the daemon.
+    #[error(transparent)]
+    State(#[from] crate::admin::Error),
     /// The socket.
     #[error(transparent)]
     Socket(#[from] crate::api::BindError),
@@ -124,6 +127,8 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let mut too_big = path_mtu::watch().map_err(io("listen for ICMP errors"))?;
     let resolver = Resolver::new().map_err(io("open netlink"))?;
     let (worker, inheritance, mut outcomes) = Worker::start(options.bpffs.clone(), config.node().tracked_flows())?;
+    let _state = crate::admin::lock(&options.state_dir)?;
+    let orders = Orders::load(&options.state_dir)?;
     let mut settings = Settings::new(config.node().interfaces().to_vec()).map_err(io("draw the prober's secret"))?;
     settings.outer_source = config.node().outer_source();
     settings.outer_source6 = config.node().outer_source6();
@@ -137,7 +142,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let (wanted, unresolved) = (Vec::new(), Vec::new());
     let (revision, last_reload_error) = (1, None);
     let mut daemon = Daemon {
-        orders: admin::orders_kept(&options.state_dir),
+        orders,
         options,
         core,
         worker,
@@ -312,7 +317,7 @@ impl Daemon {
         warn(&config);
         let changes: Vec<_> = Config::diff(self.core.config(), &config).iter().map(ToString::to_string).collect();
         self.event(Event::Configured(config)).await;
-        self.forget_orders();
+        self.resume_orders().await;
         self.revision += 1;
         self.loaded_at = Timestamp::now();
         self.last_reload_error = None;

@@ -32,11 +32,11 @@ impl History {
         entries.push_back(Entry { transition, why: None });
     }
 
-    /// Takes note of why a check is down. One that is up again by now has no use for it.
+    /// Takes note of why a check went down: of what was found out first. One that is up again by now has no use for it.
     pub fn explain(&mut self, key: &CheckKey, code: &str) {
         let last = self.checks.get_mut(key).and_then(VecDeque::back_mut);
         if let Some(entry) = last.filter(|entry| matches!(entry.transition.to, State::Down(_))) {
-            entry.why = Some(code.to_owned());
+            entry.why.get_or_insert_with(|| code.to_owned());
         }
     }
 
@@ -84,6 +84,7 @@ mod tests {
         history.explain(&key(80), "HOST_DOWN");
         history.record(transition(80, 0, State::Down(Severity::Hard)));
         history.explain(&key(80), "HOST_DOWN");
+        history.explain(&key(80), "DECAP_MISSING");
         history.record(transition(80, 1, State::Up));
         history.explain(&key(80), "OK");
         let whys: Vec<_> = history.of(&key(80)).map(|entry| entry.why.as_deref()).collect();

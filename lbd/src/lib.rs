@@ -1,7 +1,7 @@
 //! The load balancer's daemon and its CLI.
 //!
-//! Pure: `config`, `maglev`, `ring`, `service`, `reconcile`, `sweep`, `vip_table`, `ids`. Edges: `data_plane`, `nexthop`,
-//! `api`, `daemon`, `cli`, `simulate`, `why`.
+//! Pure: `config`, `maglev`, `ring`, `service`, `reconcile`, `sweep`, `vip_table`, `ids`, `path_mtu`, `history`. Edges:
+//! `data_plane`, `nexthop`, `api`, `daemon`, `admin` (a file), `cli`, `simulate`, `why`.
 
 pub mod admin;
 pub mod api;

@@ -347,21 +347,31 @@ pub struct AdminResult {
     pub warnings: Vec<String>,
 }
 
-/// The question of `GET /v1/reals/flows?real=…&within_s=…`.
+/// The question of `GET /v1/reals/flows?real=…&recent_s=…&since_s=…`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FlowsQuestion {
     /// The real's address.
     pub real: IpAddr,
-    /// How long ago they sent at most, in seconds; told apart in steps of 17 s, in favour of too many.
-    pub within_s: u16,
+    /// The VIP's address; absent: any.
+    pub vip: Option<IpAddr>,
+    /// The VIP's port; absent: any.
+    pub port: Option<u16>,
+    /// How long ago flows sent at most that count as recent, in seconds; told apart in steps of 17 s, in favour of too many.
+    pub recent_s: u16,
+    /// The same of all flows that are asked for.
+    pub since_s: u16,
 }
 
 /// `GET /v1/reals/flows`: how many remembered flows go to a real, of whichever VIP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowsAnswer {
-    /// Those that have sent within the time asked for.
-    pub flows: u64,
+    /// Those that have sent within `recent_s`.
+    pub recent: u64,
+    /// Those that have sent within `since_s`.
+    pub since: u64,
+    /// It takes no new flows of the VIPs that are meant: the operator has said so, and packets meet that.
+    pub is_out: bool,
 }
 
 /// The health of a real.

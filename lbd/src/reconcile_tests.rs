@@ -609,3 +609,24 @@ fn drained_real_is_so_after_a_reload_and_enabled_when_it_was_gone() {
     verdict(&mut core, 2, UP);
     assert!(service(&core, None).ring.current().contains(&id(&core, 2)));
 }
+
+#[test]
+fn disabled_real_that_is_removed_serves_nothing() {
+    let mut core = running(&config(&[(80, &[1, 2])], true), &[(1, UP), (2, UP)]).core;
+    administer(&mut core, 2, Admin::Disabled);
+    let ops = core.apply(Event::Configured(config(&[(80, &[1])], true)), NOW());
+    assert!(reals(&ops).iter().all(|(_, entry)| entry.serves == 0), "{ops:?}");
+    assert_eq!(core.written.get(&id(&core, 2)).unwrap().serves, 0);
+}
+
+#[test]
+fn verdict_up_makes_a_real_serve_that_an_earlier_daemon_died_disabling() {
+    let dead = running(&config(&[(80, &[1, 2])], true), &[(1, UP), (2, UP)]);
+    let mut left = left_by(&dead);
+    // The entry was written, the ring not yet.
+    left.reals.get_mut(&id(&dead.core, 2)).unwrap().serves = 0;
+    let (mut core, _) = Core::start(config(&[(80, &[1, 2])], true), left, NOW());
+    verdict(&mut core, 1, UP);
+    verdict(&mut core, 2, UP);
+    assert_eq!(core.written.get(&id(&core, 2)).unwrap().serves, SERVES_TCP);
+}

@@ -4,7 +4,7 @@
 //! | event | `cur` | window |
 //! |---|---|---|
 //! | a real fails hard | its slots go to `up` | none: its flows are dead |
-//! | its port closes, it drains | the same | `prev` = that real, which still serves established flows (UDP: none) |
+//! | its port closes, it drains | the same | `prev` = that real, which still serves established flows (closed UDP port: none) |
 //! | it is back | its slots are its own again | none: flows born meanwhile have entries |
 //! | admitted, removed, re-weighted | a new `all` | `prev` = the old `cur` on every slot that changed |
 

@@ -144,9 +144,7 @@ impl Service {
         self.unheard -= usize::from(!standing.heard);
         standing.heard = true;
         standing.admitted |= state == State::Up;
-        if standing.state == state {
-            return false;
-        }
+        let before = (standing.state, standing.serves);
         standing.state = state;
         standing.serves = match (state, self.config.key().protocol) {
             (State::Up, protocol) => Serves::ALL.only(protocol),
@@ -157,7 +155,7 @@ impl Service {
             // Nothing was learnt yet.
             (State::Init, _) => standing.serves,
         };
-        true
+        before != (standing.state, standing.serves)
     }
 
     /// Takes what the operator says of a configured member; true if it is something new.
@@ -223,6 +221,8 @@ impl Standing {
 
     /// Removed: nobody checks it any more. When it is configured again it starts like a new one.
     fn leave(&mut self) {
+        // A disabled one goes on serving nothing.
+        self.serves = self.serves();
         (self.configured, self.admitted, self.admin) = (false, false, Admin::Enabled);
         (self.state, self.heard) = (State::Init, false);
     }

@@ -21,8 +21,10 @@ pub struct Link {
     pub mtu: u32,
     /// What it carries.
     pub layer: Layer,
-    /// A bridge or bond owns it: the packets are the owner's.
+    /// A bridge, a bond or a VRF owns it.
     pub enslaved: bool,
+    /// Its owner is a VRF, which only routes what arrives here: else the packets are the owner's.
+    pub routed: bool,
     /// The qdisc at handle `ffff:`.
     pub hook: HookQdisc,
     /// The device's own `arp_ignore`: the larger of this and that of `all` counts.

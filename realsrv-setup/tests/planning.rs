@@ -26,6 +26,7 @@ fn link(index: u32, layer: Layer) -> Link {
         mtu: 1500,
         layer,
         enslaved: false,
+        routed: false,
         hook: HookQdisc::None,
         arp_ignore: 0,
         arp_announce: 0,

@@ -74,6 +74,10 @@ fn drain_waits_until_the_last_download_has_ended() {
     // A flow is told to be silent for a second after at most three ticks of 17 s.
     service.lbctl(&["real", "drain", &two, "--wait", "--quiet", "1s", "--timeout", "3m"]).unwrap();
     assert!(!download.runs());
+
+    // Nobody must take a real for drained that is back.
+    let said = refused(&service, &["real", "drain", &two, "--for", "3s", "--wait", "--timeout", "1m"]);
+    assert!(said.contains("is in service again"), "{said}");
     assert_eq!(download.finish(), 12 << 20);
 }
 
@@ -93,6 +97,9 @@ fn disabled_real_is_cut_off_and_enabled_when_its_time_is_over() {
     for number in [&one, &two] {
         service.lbctl(&["real", "drain", number]).unwrap();
     }
+    let said = service.lbctl(&["real", "drain", &two, "-o", "json"]).unwrap();
+    let result: AdminResult = serde_json::from_str(&said).unwrap();
+    assert!(result.warnings[0].ends_with("takes new flows: they are dropped"), "{result:?}");
     let client = service.lab.client();
     assert!(client.http_get(&format!("http://{}/", service.lab.vip())).is_err(), "nobody is left");
 }

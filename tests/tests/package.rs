@@ -91,7 +91,7 @@ impl Host {
 
 /// The package of a revision, newest version.
 fn package(revision: u32) -> PathBuf {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/package");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/package-test");
     let name = format!("realsrv-setup_{}-{revision}_amd64.deb", env!("CARGO_PKG_VERSION"));
     let path = directory.join(name);
     assert!(path.is_file(), "{} is missing: ./run test package builds it", path.display());

@@ -22,30 +22,41 @@ use guest::on_stock_kernel;
 use lab::Lab;
 
 /// Minutes, under TCG on a quiet machine; hours in a long run.
-const LIMIT: Duration = Duration::from_hours(4);
+fn limit() -> Duration {
+    if is_long() { Duration::from_hours(4) } else { Duration::from_mins(20) }
+}
+
+fn is_long() -> bool {
+    std::env::var_os("LBD_TEST_LONG").is_some()
+}
 
 #[test]
 fn every_start_on_a_stock_kernel_is_provisioned_serves_is_mended_and_comes_back() {
     const NAME: &str = "every_start_on_a_stock_kernel_is_provisioned_serves_is_mended_and_comes_back";
-    on_stock_kernel(NAME, LIMIT, || matrix::run(true, |start| start.telling, &["ipip", "ebpf"]));
+    on_stock_kernel(NAME, limit(), || matrix::run(true, |start| start.telling, &["ipip", "ebpf"]));
 }
 
-/// Kernel tunnels: more steps, and modules that come and go.
+/// Kernel tunnels: more steps, and modules that come and go. `remove` goes the same way in namespaces, so here only in a long
+/// run.
 #[test]
 fn a_failure_at_any_step_with_kernel_tunnels_leaves_or_restores_the_host() {
     const NAME: &str = "a_failure_at_any_step_with_kernel_tunnels_leaves_or_restores_the_host";
-    on_stock_kernel(NAME, LIMIT, || {
+    on_stock_kernel(NAME, limit(), || {
         faults::failures_of_apply(rounds("ipip"));
-        faults::failures_of_remove(rounds("ipip"));
+        if is_long() {
+            faults::failures_of_remove(rounds("ipip"));
+        }
     });
 }
 
 #[test]
 fn a_kill_at_any_step_with_kernel_tunnels_is_undone_or_finished() {
     const NAME: &str = "a_kill_at_any_step_with_kernel_tunnels_is_undone_or_finished";
-    on_stock_kernel(NAME, LIMIT, || {
+    on_stock_kernel(NAME, limit(), || {
         faults::kills_of_apply(rounds("ipip"));
-        faults::kills_of_remove(rounds("ipip"));
+        if is_long() {
+            faults::kills_of_remove(rounds("ipip"));
+        }
     });
 }
 

@@ -146,8 +146,10 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`] if there is no such real; else as above.
-    pub async fn flows(&self, FlowsQuestion { real, within_s }: FlowsQuestion) -> Result<FlowsAnswer, ClientError> {
-        self.ask(Method::GET, &format!("/v1/reals/flows?real={real}&within_s={within_s}")).await
+    pub async fn flows(&self, question: FlowsQuestion) -> Result<FlowsAnswer, ClientError> {
+        let FlowsQuestion { real, vip, port, recent_s, since_s } = question;
+        let query = query(HistoryQuestion { real: Some(real), vip, port });
+        self.ask(Method::GET, &format!("/v1/reals/flows?{query}&recent_s={recent_s}&since_s={since_s}")).await
     }
 
     /// `GET /v1/stats`

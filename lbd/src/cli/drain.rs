@@ -1,7 +1,7 @@
 //! Waiting until a real that is drained has no flows left.
 
 use super::client::{Client, ClientError};
-use crate::model::FlowsQuestion;
+use crate::model::{FlowsAnswer, FlowsQuestion, RealChoice};
 use std::{
     io::{self, IsTerminal as _, Write as _},
     net::IpAddr,
@@ -21,21 +21,40 @@ pub(super) struct Patience {
     pub(super) timeout: Option<Duration>,
 }
 
-/// Waits until no flow was seen on the real for as long as `patience` says; false if its time was over before. Tells on
-/// standard error how far it is: on a terminal in one line, else whenever the number of flows changes.
-pub(super) async fn wait(client: &Client, real: IpAddr, patience: Patience) -> Result<bool, ClientError> {
-    let began = Instant::now();
+/// How waiting ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The real has no flows left.
+    Drained,
+    /// Time is over.
+    TimedOut,
+    /// Somebody has enabled it, or its order came to its end.
+    Enabled,
+}
+
+/// Waits until no flow was seen on the real for as long as `patience` says. Tells on standard error how far it is: on a
+/// terminal in one line, else whenever the number of flows changes.
+pub(super) async fn wait(client: &Client, of: RealChoice, patience: Patience) -> Result<End, ClientError> {
+    let RealChoice { real, vip, port } = of;
+    let asked = Instant::now();
+    // Packets may meet the order later than it was given: lbd has just started.
+    let mut out_since = None;
     let mut progress = Progress { live: io::stderr().is_terminal(), shown: None };
     loop {
-        let elapsed = began.elapsed();
-        let recent = client.flows(FlowsQuestion { real, within_s: seconds(patience.quiet) }).await?.flows;
-        // What is remembered of a moment ago is not of the drain.
-        let all = client.flows(FlowsQuestion { real, within_s: seconds(elapsed) }).await?.flows;
-        progress.show(real, elapsed, all, recent, patience.quiet);
-        let done = elapsed >= patience.quiet && recent == 0;
-        if done || patience.timeout.is_some_and(|timeout| elapsed >= timeout) {
-            progress.end();
-            return Ok(done);
+        let elapsed = out_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
+        let (recent_s, since_s) = (seconds(patience.quiet), seconds(elapsed));
+        let answer = client.flows(FlowsQuestion { real, vip, port, recent_s, since_s }).await?;
+        match (answer.is_out, out_since) {
+            (true, None) => out_since = Some(Instant::now()),
+            (false, Some(_)) => return Ok(End::Enabled),
+            _ => {}
+        }
+        progress.show(real, elapsed, answer, patience.quiet);
+        if out_since.is_some() && elapsed >= patience.quiet && answer.recent == 0 {
+            return Ok(End::Drained);
+        }
+        if patience.timeout.is_some_and(|timeout| asked.elapsed() >= timeout) {
+            return Ok(End::TimedOut);
         }
         sleep(EVERY).await;
     }
@@ -52,24 +71,26 @@ struct Progress {
 }
 
 impl Progress {
-    fn show(&mut self, real: IpAddr, elapsed: Duration, all: u64, recent: u64, quiet: Duration) {
-        if !self.live && self.shown.replace((all, recent)) == Some((all, recent)) {
+    fn show(&mut self, real: IpAddr, elapsed: Duration, flows: FlowsAnswer, quiet: Duration) {
+        let FlowsAnswer { recent, since, .. } = flows;
+        if self.shown.replace((since, recent)) == Some((since, recent)) && !self.live {
             return;
         }
         let (start, end) = if self.live { ("\r\x1b[K", "") } else { ("", "\n") };
+        let (elapsed, quiet) = (elapsed.as_secs(), quiet.as_secs());
         let mut stderr = io::stderr().lock();
         // Whoever does not read this waits all the same.
         let _ = write!(
             stderr,
-            "{start}{real}: draining for {} s; flows seen since: {all}, in the last {} s: {recent}{end}",
-            elapsed.as_secs(),
-            quiet.as_secs()
+            "{start}{real}: draining for {elapsed} s; flows seen since: {since}, in the last {quiet} s: {recent}{end}"
         );
         let _ = stderr.flush();
     }
+}
 
-    fn end(&self) {
-        if self.live {
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.live && self.shown.is_some() {
             let _ = writeln!(io::stderr());
         }
     }

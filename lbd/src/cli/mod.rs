@@ -78,7 +78,7 @@ enum RealCommand {
     /// Send a real no new flows and let those that it has finish
     ///
     /// Its health is still checked and shown. Holds over reloads and restarts of lbd until `enable`, or for as long as
-    /// --for says. With UDP nothing tells a new flow from one that was silent: for `flow_idle` some new ones still go to it.
+    /// --for says; said again, what is not said anew stays. With UDP nothing tells a new flow from one that was silent: for `flow_idle` some new ones still go to it.
     Drain(DrainArgs),
     /// Take a real out at once: flows that it has are cut off or go to others
     ///
@@ -120,15 +120,23 @@ struct DrainArgs {
     /// Return when it has no flows left: none was seen for as long as --quiet says
     ///
     /// Flows become visible as they send, so that none at the beginning means nothing. Counted are the flows of all VIPs that
-    /// send to this real and are remembered; told apart in steps of 17 s. Exit status 1 if --timeout is over before.
+    /// send to this real and are remembered; told apart in steps of 17 s. Exit status 1 if --timeout is over before, or if the
+    /// real is enabled meanwhile.
     #[arg(long)]
     wait: bool,
     /// With --wait: for how long no flow must have been seen
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "60s", requires = "wait")]
+    #[arg(long, value_name = "DURATION", value_parser = quiet, default_value = "60s", requires = "wait")]
     quiet: Duration,
     /// With --wait: how long to wait at most; for ever, if not given
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, requires = "wait")]
     timeout: Option<Duration>,
+}
+
+fn quiet(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(quiet) if quiet >= Duration::from_secs(1) => Ok(quiet),
+        _ => Err("expected a time of at least 1s".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -163,7 +171,7 @@ struct HistoryFilter {
     /// Only of this real
     #[arg(value_name = "REAL")]
     real: Option<IpAddr>,
-    /// Only as reals of this VIP, or of its port (0: the VIP of all ports)
+    /// Only as reals of this VIP, or of its port, TCP and UDP (0: the VIP of all ports)
     #[arg(long, value_name = "VIP[:PORT]")]
     vip: Option<VipChoice>,
 }
@@ -187,7 +195,7 @@ struct WhichReal {
     /// The real
     #[arg(value_name = "REAL")]
     real: IpAddr,
-    /// Only as a real of this VIP, or of its port (0: the VIP of all ports)
+    /// Only as a real of this VIP, or of its port, TCP and UDP (0: the VIP of all ports)
     #[arg(long, value_name = "VIP[:PORT]")]
     vip: Option<VipChoice>,
 }
@@ -247,6 +255,8 @@ enum Failure {
     Client(#[from] ClientError),
     #[error("{0} still has flows; it goes on draining")]
     StillDraining(IpAddr),
+    #[error("{0} is in service again: it was enabled, or the time it was drained for is over")]
+    NotDraining(IpAddr),
 }
 
 async fn answer(cli: &Cli, style: Style) -> Result<String, Failure> {
@@ -264,11 +274,15 @@ async fn answer(cli: &Cli, style: Style) -> Result<String, Failure> {
         }
         Command::Real(RealCommand::Drain(DrainArgs { order, wait, quiet, timeout })) => {
             let said = administer(cli.output, &client, order, Admin::Draining, style).await?;
-            let patience = drain::Patience { quiet: *quiet, timeout: *timeout };
-            if *wait && !drain::wait(&client, order.which.real, patience).await? {
-                return Err(Failure::StillDraining(order.which.real));
+            if !wait {
+                return Ok(said);
             }
-            Ok(said)
+            let patience = drain::Patience { quiet: *quiet, timeout: *timeout };
+            match drain::wait(&client, order.which.choice(), patience).await? {
+                drain::End::Drained => Ok(said),
+                drain::End::TimedOut => Err(Failure::StillDraining(order.which.real)),
+                drain::End::Enabled => Err(Failure::NotDraining(order.which.real)),
+            }
         }
         Command::Real(RealCommand::Disable(order)) => {
             administer(cli.output, &client, order, Admin::Disabled, style).await
@@ -302,7 +316,7 @@ async fn administer(
 ) -> Result<String, Failure> {
     let OrderArgs { which, reason, span } = args;
     // Rounded up: an order is not over before its time.
-    let for_s = span.map(|span| span.as_secs() + u64::from(span.subsec_nanos() > 0));
+    let for_s = span.map(|span| span.as_secs().saturating_add(u64::from(span.subsec_nanos() > 0)));
     let order = AdminOrder { of: which.choice(), state, reason: reason.clone(), for_s };
     let result = client.administer(&order).await?;
     for warning in &result.warnings {

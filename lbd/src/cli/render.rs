@@ -220,9 +220,9 @@ pub fn stats(stats: &Stats, style: Style) -> String {
         table(&["VERDICT", "REASON", "PACKETS"], reasons, style),
     ];
     let TrackedStats { hits, misses, evictions, remembered, room } = stats.tracked;
-    let remembered = remembered.unwrap_or_default();
+    let remembered = remembered.map_or_else(|| "none looked for yet".to_owned(), |flows| format!("{flows} remembered"));
     format!(
-        "{}\ntracked flows: {hits} hits, {misses} misses, {evictions} evictions; {remembered} remembered, room for {room}\n",
+        "{}\ntracked flows: {hits} hits, {misses} misses, {evictions} evictions; {remembered}, room for {room}\n",
         tables.join("\n")
     )
 }

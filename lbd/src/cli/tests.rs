@@ -342,7 +342,12 @@ fn drain_takes_a_reason_and_an_end_and_waits_only_if_it_is_told() {
     let Command::Real(RealCommand::Drain(DrainArgs { order, wait, quiet, timeout })) = cli.command else { panic!() };
     assert_eq!((order.which.choice(), order.span), (some_order().of, Some(Duration::from_hours(1))));
     assert_eq!((wait, quiet, timeout), (false, Duration::from_mins(1), None));
-    for wrong in [&["198.18.222.12", "--quiet", "9s"][..], &["198.18.222.12", "--for", "soon"], &["somewhere"]] {
+    for wrong in [
+        &["198.18.222.12", "--quiet", "9s"][..],
+        &["198.18.222.12", "--for", "soon"],
+        &["198.18.222.12", "--wait", "--quiet", "0s"],
+        &["somewhere"],
+    ] {
         assert_eq!(parsed(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
     }
 }
@@ -474,7 +479,8 @@ fn start(path: &Path) -> Serving {
                     drop(reply.send(Ok(AdminResult { reals: some_reals(), warnings: vec!["none left".to_owned()] })));
                 }
                 Request::Flows(question, reply) => {
-                    drop(reply.send(Ok(FlowsAnswer { flows: u64::from(question.within_s) })));
+                    let (recent, since) = (question.recent_s.into(), question.since_s.into());
+                    drop(reply.send(Ok(FlowsAnswer { recent, since, is_out: true })));
                 }
                 Request::Show(question, reply) => {
                     assert_eq!((question.real, question.vip, question.port), (real(12), Some(VIP), Some(80)));
@@ -517,7 +523,8 @@ async fn client_and_api_agree_on_every_answer() {
         other => panic!("{other:?}"),
     }
     assert_eq!(client.administer(&some_order()).await.unwrap().warnings, ["none left"]);
-    assert_eq!(client.flows(FlowsQuestion { real: real(12), within_s: 7 }).await.unwrap().flows, 7);
+    let flows = FlowsQuestion { real: real(12), vip: Some(VIP), port: None, recent_s: 7, since_s: 8 };
+    assert_eq!(client.flows(flows).await.unwrap(), FlowsAnswer { recent: 7, since: 8, is_out: true });
     let of_one_port = RealChoice { vip: Some(VIP), port: Some(80), ..question };
     assert_eq!(client.show(of_one_port).await.unwrap(), [some_detail()]);
     assert_eq!(client.history(HistoryQuestion::default()).await.unwrap(), some_history());

@@ -1,52 +1,34 @@
 //! What the operator says of reals: kept first, then carried out.
 
-use super::Daemon;
+use super::{Daemon, send};
 use crate::{
-    admin::{Order, Orders, Place, check_reason},
+    admin::{Order, Place, check_reason},
     api::Reply,
     model::{Admin, AdminOrder, AdminResult, FlowsAnswer, FlowsQuestion, HistoryQuestion, RealChoice},
-    reconcile::Event,
+    reconcile::{Event, Phase},
 };
+use hc_prober::State;
 use jiff::{SignedDuration, Timestamp};
-use std::path::Path;
 
 /// The longest time an order may be given for: a year.
 const LONGEST_S: u64 = 366 * 24 * 3600;
 
-/// What an earlier daemon kept. What nobody can read is put aside: a daemon that does not start serves nobody.
-pub(super) fn orders_kept(directory: &Path) -> Orders {
-    Orders::load(directory).unwrap_or_else(|error| {
-        tracing::error!(%error, "what was drained and disabled is not known; every real is enabled");
-        match Orders::put_aside(directory) {
-            Ok(aside) => tracing::error!(path = %aside.display(), "put aside"),
-            Err(error) => tracing::error!(%error, "not put aside"),
-        }
-        Orders::default()
-    })
-}
-
 impl Daemon {
-    /// At the start: what was said before holds on.
+    /// After a start or a reload: what was said before holds on. A real that is not configured any more is forgotten, and is
+    /// enabled if it comes back.
     pub(super) async fn resume_orders(&mut self) {
-        self.forget_orders();
-        let orders: Vec<_> = self.orders.iter().map(|(&place, order)| (place, order.state)).collect();
-        for (place, state) in orders {
-            let (vip, real) = place;
-            tracing::info!(%vip, %real, ?state, "as the operator has said before");
-            self.event(Event::Administered(place, state)).await;
-        }
-    }
-
-    /// After a reload: a real that is not configured any more is forgotten, and is enabled if it comes back.
-    pub(super) fn forget_orders(&mut self) {
         if self.orders.retain(self.core.config()) {
             self.keep_orders();
+        }
+        let orders: Vec<_> = self.orders.iter().map(|(&place, order)| (place, order.state)).collect();
+        for (place, state) in orders {
+            self.event(Event::Administered(place, state)).await;
         }
     }
 
     fn keep_orders(&self) {
         if let Err(error) = self.orders.save(&self.options.state_dir) {
-            tracing::error!(%error, "what was drained and disabled is not kept; it holds until lbd ends");
+            tracing::error!(%error, "the end of an order is not kept: the next lbd takes it for one that holds");
         }
     }
 
@@ -66,8 +48,14 @@ impl Daemon {
     }
 
     pub(super) async fn answer_admin(&mut self, order: AdminOrder, reply: Reply<AdminResult>) {
-        // An asker that is gone wants no answer.
-        drop(reply.send(self.order(order).await));
+        match self.order(order).await {
+            Ok(result) => {
+                let settled = self.worker.settled();
+                send(reply, async move { settled.await.map(|()| result) });
+            }
+            // An asker that is gone wants no answer.
+            Err(error) => drop(reply.send(Err(error))),
+        }
     }
 
     async fn order(&mut self, AdminOrder { of, state, reason, for_s }: AdminOrder) -> Result<AdminResult, String> {
@@ -75,21 +63,26 @@ impl Daemon {
         reason.as_deref().map_or(Ok(()), check_reason)?;
         let now = Timestamp::now();
         let until = for_s.map(|seconds| end_of(now, seconds)).transpose()?;
-        let order = (state != Admin::Enabled).then(|| Order { state, reason: reason.clone(), since: now, until });
         let mut orders = self.orders.clone();
         for &place in &places {
-            // Said again, it holds since it was said first.
-            let since = orders.get(&place).filter(|before| before.state == state).map_or(now, |before| before.since);
-            orders.set(place, order.clone().map(|order| Order { since, ..order }));
+            // Said again, it holds since it was said first, and what is not said anew stays.
+            let before = orders.get(&place).filter(|before| before.state == state).cloned();
+            let new = Order { state, reason: reason.clone(), since: now, until };
+            let order = match before {
+                Some(Order { since, reason, until, .. }) => {
+                    Order { since, reason: new.reason.or(reason), until: new.until.or(until), state }
+                }
+                None => new,
+            };
+            orders.set(place, (state != Admin::Enabled).then_some(order));
         }
-        orders.save(&self.options.state_dir).map_err(|error| format!("nothing was changed: {error}"))?;
+        orders.save(&self.options.state_dir).map_err(|error| format!("not kept, so not done: {error}"))?;
         self.orders = orders;
         for &place in &places {
             self.administered(place, state, reason.as_deref().unwrap_or_default()).await;
         }
-        let is_meant = |place: &Place| places.contains(place);
-        let reals = self.all_real_rows().await;
-        let reals = reals.into_iter().filter(|row| is_meant(&(row.key(), row.real))).collect();
+        let rows = self.all_real_rows().await;
+        let reals = rows.into_iter().filter(|row| places.contains(&(row.key(), row.real))).collect();
         Ok(AdminResult { reals, warnings: places.iter().filter_map(|place| self.warning(place)).collect() })
     }
 
@@ -99,28 +92,38 @@ impl Daemon {
         self.event(Event::Administered(place, state)).await;
     }
 
-    fn places(&self, of: RealChoice) -> Result<Vec<Place>, String> {
-        let RealChoice { real, vip, port } = of;
+    fn places(&self, RealChoice { real, vip, port }: RealChoice) -> Result<Vec<Place>, String> {
         let members = self.members(HistoryQuestion { real: Some(real), vip, port })?;
         Ok(members.into_iter().map(|(service, real)| (service.config.key(), real)).collect())
     }
 
-    /// No real of the VIP takes new flows by its own merit and the operator's leave.
+    /// No real is left that takes new flows of the VIP because it is up and may.
     fn warning(&self, (vip, _): &Place) -> Option<String> {
         let service = self.core.services().find(|service| service.config.key() == *vip)?;
-        service
-            .ring
-            .current()
-            .is_empty()
-            .then(|| format!("{vip} has no real left that takes new flows: they are dropped"))
+        let left = service.configured().any(|(_, s)| s.admin == Admin::Enabled && s.state == State::Up && s.weight > 0);
+        let fate = if service.ring.current().is_empty() { "are dropped" } else { "go to reals that are down" };
+        (!left).then(|| format!("no real of {vip} that is up takes new flows: they {fate}"))
     }
 
-    pub(super) fn answer_flows(&self, FlowsQuestion { real, within_s }: FlowsQuestion, reply: Reply<FlowsAnswer>) {
-        let Some((_, id)) = self.core.reals().find(|(address, _)| *address == real) else {
-            return drop(reply.send(Err(format!("no VIP has the real {real}"))));
+    pub(super) fn answer_flows(&self, question: FlowsQuestion, reply: Reply<FlowsAnswer>) {
+        let FlowsQuestion { real, vip, port, recent_s, since_s } = question;
+        let places = match self.places(RealChoice { real, vip, port }) {
+            Ok(places) => places,
+            Err(error) => return drop(reply.send(Err(error))),
         };
-        let flows = self.worker.flows(id, within_s);
-        super::send(reply, async move { Ok(FlowsAnswer { flows: flows.await? }) });
+        let said = places.iter().all(|place| self.orders.get(place).is_some());
+        // Until then packets meet the rings of an earlier daemon.
+        let is_out = said && self.core.phase() == Phase::Running;
+        let id = self.core.reals().find(|(address, _)| *address == real).map(|(_, id)| id);
+        let flows = id.map(|id| self.worker.flows(id, [recent_s, since_s]));
+        send(reply, async move {
+            // One without an index has no flows.
+            let [recent, since] = match flows {
+                Some(flows) => flows.await?,
+                None => [0; 2],
+            };
+            Ok(FlowsAnswer { recent, since, is_out })
+        });
     }
 }
 

@@ -24,14 +24,15 @@ const MOST: usize = 1024;
 impl Daemon {
     /// The transitions of the checks of these reals, of all VIPs together, in order of time.
     pub(super) fn history_rows(&self, question: HistoryQuestion) -> Result<Vec<HistoryRow>, String> {
-        let mut rows = Vec::new();
+        let mut entries = Vec::new();
         for (service, real) in self.members(question)? {
             for key in service.check_keys(real) {
-                rows.extend(self.history.of(&key).map(|entry| history_row(service.config.key(), &key, entry)));
+                entries.extend(self.history.of(&key).map(|entry| (service.config.key(), entry)));
             }
         }
-        rows.sort_by_key(|row| row.at);
-        Ok(rows.split_off(rows.len().saturating_sub(MOST)))
+        entries.sort_by_key(|(_, entry)| entry.transition.at);
+        let last = entries.split_off(entries.len().saturating_sub(MOST));
+        Ok(last.into_iter().map(|(vip, entry)| history_row(vip, entry)).collect())
     }
 
     /// All that is known of a real, for each VIP that has it.
@@ -95,8 +96,8 @@ impl Daemon {
     }
 }
 
-fn history_row(vip: VipKey, key: &CheckKey, entry: &Entry) -> HistoryRow {
-    let Entry { transition, why } = entry;
+fn history_row(vip: VipKey, Entry { transition, why }: &Entry) -> HistoryRow {
+    let key = &transition.key;
     HistoryRow {
         at: timestamp(transition.at),
         vip: vip.address,

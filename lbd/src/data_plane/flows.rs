@@ -49,7 +49,7 @@ impl FlowTable {
         let info = table.info()?;
         let size = TableSize::of_buckets(info.max_entries() as usize);
         let size = size.filter(|_| info.value_size() as usize == size_of::<Bucket>()).ok_or("it has another layout")?;
-        let length = length(size).ok_or("it is empty")?;
+        let length = NonZeroUsize::new(size.bytes()).ok_or("it is empty")?;
         #[expect(unsafe_code, reason = "mapping memory")]
         // SAFETY: a new mapping, over nobody's memory, as long as the map is.
         let start = unsafe {
@@ -77,11 +77,22 @@ impl FlowTable {
         &self.buckets()[self.size.bucket_index(hash)]
     }
 
-    /// How many flows of a real have sent within so many seconds, as far as ticks tell.
+    /// How many flows of a real have sent within each of these numbers of seconds, as far as ticks tell.
     #[must_use]
-    pub fn of_real(&self, real: RealId, now: Tick, within_s: u16) -> u64 {
+    pub fn of_real(&self, real: RealId, now: Tick, within_s: [u16; 2]) -> [u64; 2] {
         let entries = self.buckets().iter().flat_map(|bucket| (0..WAYS).map(|way| bucket.load(way)));
-        entries.filter(|entry| entry.real() == real && entry.lives(now, within_s)).map(|_| 1).sum()
+        entries.filter(|entry| entry.real() == real).fold([0; 2], |[a, b], entry| {
+            let [in_a, in_b] = within_s.map(|seconds| u64::from(entry.lives(now, seconds)));
+            [a + in_a, b + in_b]
+        })
+    }
+
+    /// Puts the entry of a flow, whose hash is known as far as a table of the size `told` tells it, into each bucket where
+    /// the flow may be.
+    fn take_over(&self, entry: Entry, hash: u64, told: TableSize, now: Tick) {
+        let buckets = (self.size.buckets() / told.buckets()).max(1);
+        let first = self.size.bucket_index(hash);
+        self.buckets().iter().skip(first).take(buckets).for_each(|bucket| bucket.take_over(hash, entry, now));
     }
 
     /// All buckets; the packet path writes to them meanwhile.
@@ -99,16 +110,11 @@ impl Drop for FlowTable {
     fn drop(&mut self) {
         #[expect(unsafe_code, reason = "unmapping memory")]
         // SAFETY: exactly what was mapped; what borrows from it is gone.
-        let unmapped = unsafe { munmap(self.buckets.cast(), self.size.buckets() * size_of::<Bucket>()) };
+        let unmapped = unsafe { munmap(self.buckets.cast(), self.size.bytes()) };
         if let Err(error) = unmapped {
             tracing::warn!(%error, "the tracked flows stay mapped");
         }
     }
-}
-
-/// In bytes.
-fn length(size: TableSize) -> Option<NonZeroUsize> {
-    NonZeroUsize::new(size.buckets() * size_of::<Bucket>())
 }
 
 /// The table of a program that is about to be replaced by one whose table has another size.
@@ -125,37 +131,19 @@ impl Predecessor {
         Self { table, copied }
     }
 
-    /// Copies what is new since the last call. A packet may meanwhile have put a flow's entry into `heir`: that one
-    /// is the newer.
+    /// Copies what is new since the last call. A packet may meanwhile have put a flow's entry into `heir`, before its own
+    /// was copied.
     pub(super) fn copy_to(&mut self, heir: &FlowTable) -> Result<(), Error> {
         let (now, size) = (tick_now()?, self.table.size);
         let words = self.table.buckets().iter().enumerate();
         let words = words.flat_map(|(number, bucket)| (0..WAYS).map(move |way| (number, bucket.load(way))));
         for ((number, entry), copied) in words.zip(&mut self.copied) {
             if entry.is_some() && entry != *copied {
-                heir.remember(entry, entry.hash(number, size), size, now);
+                heir.take_over(entry, entry.hash(number, size), size, now);
                 *copied = entry;
             }
         }
         Ok(())
-    }
-}
-
-impl FlowTable {
-    /// Puts the entry of a flow, whose hash is known as far as a table of the size `told` tells it, into each bucket where
-    /// the flow may be.
-    fn remember(&self, entry: Entry, hash: u64, told: TableSize, now: Tick) {
-        let buckets = (self.size.buckets() / told.buckets()).max(1);
-        let first = self.size.bucket_index(hash);
-        for bucket in self.buckets().iter().skip(first).take(buckets) {
-            let way = bucket.find(hash);
-            if way == WAYS {
-                // Of a table that is too small for all, the entries that were silent for longest go.
-                bucket.store(bucket.place(hash, now, u16::MAX).way, entry);
-            } else if bucket.load(way).age(now) > entry.age(now) {
-                bucket.store(way, entry);
-            }
-        }
     }
 }
 

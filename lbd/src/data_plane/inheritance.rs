@@ -57,10 +57,11 @@ impl DataPlane {
 
     /// Pins this program's own maps beside those of the one that is attached.
     pub(super) fn pin_own_maps(&self) -> Result<(), Error> {
+        // A daemon that was killed at this moment may have left some.
+        self.unpin_new_maps()?;
         let ids = self.own_maps.into_iter().chain([self.flows.map_id()]);
         for (name, id) in self.own_maps().zip(ids) {
             let pin = self.directory.join(format!("{NEW}{name}"));
-            bpffs::remove(&pin)?;
             let map = MapData::from_id(id).map_err(Error::new("open map", name))?;
             map.pin(&pin).map_err(Error::new("pin", pin.display()))?;
         }
@@ -77,7 +78,8 @@ impl DataPlane {
 
     /// The program is not attached after all.
     pub(super) fn unpin_new_maps(&self) -> Result<(), Error> {
-        self.own_maps().try_for_each(|name| bpffs::remove(&self.directory.join(format!("{NEW}{name}"))))
+        let names = OWN_MAPS.into_iter().chain([FLOWS]);
+        names.into_iter().try_for_each(|name| bpffs::remove(&self.directory.join(format!("{NEW}{name}"))))
     }
 
     /// Leaves nothing to the next daemon.

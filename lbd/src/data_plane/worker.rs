@@ -36,7 +36,8 @@ enum Job {
 enum Question {
     Attach(Vec<String>, Mode),
     Sweep(u16),
-    Flows(RealId, u16, oneshot::Sender<Result<u64, Error>>),
+    Settled(oneshot::Sender<Result<(), Error>>),
+    Flows(RealId, [u16; 2], oneshot::Sender<Result<[u64; 2], Error>>),
     Report(Vec<u16>, Vec<RealId>, oneshot::Sender<Result<Report, Error>>),
     Detach(oneshot::Sender<Result<(), Error>>),
 }
@@ -141,11 +142,24 @@ impl Worker {
         answered(self.ask(|answer| Question::Report(vips, reals, answer)))
     }
 
-    /// How many remembered flows of a real have sent within so many seconds. Asked at once, wherever it is awaited.
+    /// Waits until packets meet all that was told before. Asked at once, wherever it is awaited.
     ///
     /// # Errors
-    /// The kernel has no clock.
-    pub fn flows(&self, real: RealId, within_s: u16) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
+    /// The kernel refused some of it; that is tried again.
+    pub fn settled(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        answered(self.ask(Question::Settled))
+    }
+
+    /// How many remembered flows of a real have sent within each of these numbers of seconds. Asked at once, wherever it is
+    /// awaited.
+    ///
+    /// # Errors
+    /// What was told before is not in the data plane yet.
+    pub fn flows(
+        &self,
+        real: RealId,
+        within_s: [u16; 2],
+    ) -> impl Future<Output = Result<[u64; 2], Error>> + Send + use<> {
         answered(self.ask(|answer| Question::Flows(real, within_s, answer)))
     }
 
@@ -195,8 +209,11 @@ fn run(mut data_plane: DataPlane, queue: &mpsc::Receiver<Job>, outcomes: &tokio:
                 let swept = written.and_then(|()| Ok(Sweep::over(data_plane.flows().buckets(), tick_now()?, idle_s)));
                 drop(outcomes.send(Outcome::Swept(swept)));
             }
+            Some(Question::Settled(answer)) => drop(answer.send(written)),
+            // While packets meet an earlier ring, flows may go where the newest sends none.
             Some(Question::Flows(real, within_s, answer)) => {
-                drop(answer.send(tick_now().map(|now| data_plane.flows().of_real(real, now, within_s))));
+                let counted = || Ok(data_plane.flows().of_real(real, tick_now()?, within_s));
+                drop(answer.send(written.and_then(|()| counted())));
             }
             Some(Question::Report(vips, reals, answer)) => drop(answer.send(report(&mut data_plane, &vips, &reals))),
             Some(Question::Detach(answer)) => drop(answer.send(data_plane.detach())),

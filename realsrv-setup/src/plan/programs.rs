@@ -86,7 +86,7 @@ fn sources(desired: &Desired, tunnels: &BTreeSet<Family>) -> BTreeSet<Prefix> {
 /// Every device that could deliver packets to an open kernel tunnel, which takes them from anywhere.
 fn guarded(observed: &Observed) -> Result<impl Iterator<Item = &str>, Refusal> {
     let delivers = |(name, link): &(&String, &Link)| {
-        link.up && link.layer != Layer::Loopback && !link.enslaved && !is_tunnel(name)
+        link.up && link.layer != Layer::Loopback && (!link.enslaved || link.routed) && !is_tunnel(name)
     };
     let devices = observed.links.iter().filter(delivers);
     match devices.clone().find(|(_, link)| link.hook == HookQdisc::Ingress) {

@@ -300,7 +300,6 @@ impl Netlink {
 
 fn link(message: &LinkMessage, hook: HookQdisc) -> Option<(String, Link)> {
     let mut name = None;
-    let (mut owned, mut routed) = (false, false);
     let mut link = Link {
         index: message.header.index,
         up: message.header.flags.contains(LinkFlags::Up),
@@ -313,6 +312,7 @@ fn link(message: &LinkMessage, hook: HookQdisc) -> Option<(String, Link)> {
             _ => Layer::Other,
         },
         enslaved: false,
+        routed: false,
         hook,
         arp_ignore: 0,
         arp_announce: 0,
@@ -322,8 +322,8 @@ fn link(message: &LinkMessage, hook: HookQdisc) -> Option<(String, Link)> {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Mtu(octets) => link.mtu = *octets,
-            LinkAttribute::Controller(index) => owned = *index != 0,
-            LinkAttribute::LinkInfo(info) => routed = info.contains(&LinkInfo::PortKind(InfoPortKind::Vrf)),
+            LinkAttribute::Controller(index) => link.enslaved = *index != 0,
+            LinkAttribute::LinkInfo(info) => link.routed = info.contains(&LinkInfo::PortKind(InfoPortKind::Vrf)),
             LinkAttribute::AfSpecUnspec(families) => {
                 if let Some(settings) = ipv4_settings(families) {
                     link.arp_ignore = settings.arp_ignore;
@@ -334,8 +334,6 @@ fn link(message: &LinkMessage, hook: HookQdisc) -> Option<(String, Link)> {
             _ => {}
         }
     }
-    // A VRF only routes what arrives at its ports.
-    link.enslaved = owned && !routed;
     Some((name?, link))
 }
 

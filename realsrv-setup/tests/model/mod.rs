@@ -189,6 +189,7 @@ pub(crate) fn link(index: u32, up: bool, layer: Layer) -> Link {
         mtu: 1500,
         layer,
         enslaved: false,
+        routed: false,
         hook: HookQdisc::None,
         arp_ignore: 0,
         arp_announce: 0,

@@ -91,7 +91,7 @@ pub(crate) const STARTS: [Start; 18] = [
         ..CLEAN
     },
     Start { name: "rp_filter 0", real: "FILTER=0; set_filter", ..CLEAN },
-    Start { name: "rp_filter 1", telling: true, real: "FILTER=1; set_filter", ..CLEAN },
+    Start { name: "rp_filter 1", real: "FILTER=1; set_filter", ..CLEAN },
     Start { name: "rp_filter 2", real: "FILTER=2; set_filter", ..CLEAN },
     Start {
         name: "ARP silent already",
