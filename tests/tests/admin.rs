@@ -63,7 +63,7 @@ fn drained_real_finishes_its_downloads_and_gets_no_new_connection_whatever_becom
 #[test]
 fn drain_waits_until_the_last_download_has_ended() {
     let service = Service::with("wait", 2, 2, &[]);
-    let mut download = service.download_from(2, 12);
+    let mut download = service.download_from(2, 6);
     let two = real(&service, 2);
     let impatient = &["real", "drain", &two, "--wait", "--timeout", "3s"];
     let said = refused(&service, impatient);
@@ -78,7 +78,7 @@ fn drain_waits_until_the_last_download_has_ended() {
     // Nobody must take a real for drained that is back.
     let said = refused(&service, &["real", "drain", &two, "--for", "3s", "--wait", "--timeout", "1m"]);
     assert!(said.contains("is in service again"), "{said}");
-    assert_eq!(download.finish(), 12 << 20);
+    assert_eq!(download.finish(), 6 << 20);
 }
 
 #[test]

@@ -22,6 +22,9 @@ in_lb() { nsenter --net=/run/netns/lb "$@"; }
 
 listening() { netstat -ltn | grep -q ":80 " && netstat -lun | grep -q ":53 "; }
 
+# By which kinds of checks each row is asked about; those with a port are named where that matters.
+: "${kinds_asked:?}"
+
 # ask KIND [OPTION…]: what the load balancer finds of the real, by one check, and by the ladder with these options.
 ask() {
     kind=$1
@@ -110,25 +113,25 @@ diagnose() {
     step "$tunnel: the module is absent"
     add_vip
     serve
-    found DECAP_MISSING "icmp tcp udp"
+    found DECAP_MISSING "$kinds_asked"
     load
-    found OK "icmp tcp udp"
+    found OK "$kinds_asked"
 
     step "$tunnel: the device is down"
     ip link set $tunnel down
-    found DECAP_MISSING "icmp tcp udp"
+    found DECAP_MISSING "$kinds_asked"
     ip link set $tunnel up
 
     step "$tunnel: its protocol is dropped"
     drop meta l4proto $protocol
-    found DECAP_SILENT "icmp tcp udp"
+    found DECAP_SILENT "$kinds_asked"
     no_drop
 
     step "$tunnel: the VIP is missing, without and with forwarding"
     del_vip
-    found VIP_NOT_LOCAL "icmp tcp udp"
+    found VIP_NOT_LOCAL "$kinds_asked"
     echo 1 >$forwarding
-    found VIP_NOT_LOCAL "icmp tcp udp"
+    found VIP_NOT_LOCAL "$kinds_asked"
     grep -q 'time exceeded' /tmp/diagnosis.tcp || fail "no word of forwarding"
     echo 0 >$forwarding
     add_vip
@@ -146,7 +149,7 @@ diagnose() {
 
     step "$tunnel: long packets are lost on the way, and nobody says so"
     drop meta l4proto $protocol meta length '>' 1450
-    found MTU_BLACKHOLE "icmp tcp udp"
+    found MTU_BLACKHOLE "$kinds_asked"
     no_drop
 }
 
@@ -158,14 +161,14 @@ diagnose
 
 step "$tunnel: strict rp_filter, which does not find the load balancer behind the tunnel"
 echo 1 >/proc/sys/net/ipv4/conf/tunl0/rp_filter
-found DECAP_SILENT "icmp tcp udp"
-found RPF_SUSPECT "icmp tcp udp" --decap-worked
+found DECAP_SILENT "$kinds_asked"
+found RPF_SUSPECT "$kinds_asked" --decap-worked
 echo 0 >/proc/sys/net/ipv4/conf/tunl0/rp_filter
-found OK "icmp tcp udp"
+found OK "$kinds_asked"
 
 step "$tunnel: the host is down"
 ip addr del $real/24 dev real0
-found HOST_DOWN "icmp tcp udp"
+found HOST_DOWN "$kinds_asked"
 
 stop_serving
 real=fd00:18:101::10 vip=fd00:19:10::1 udp=[fd00:19:10::1]:53 tunnel=ip6tnl0 module=ip6_tunnel protocol=41
@@ -176,4 +179,4 @@ diagnose
 
 step "$tunnel: the host is down"
 ip addr del $real/64 dev real0
-found HOST_DOWN "icmp tcp udp"
+found HOST_DOWN "$kinds_asked"
