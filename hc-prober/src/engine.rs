@@ -90,6 +90,7 @@ pub struct Engine {
     echo_data: usize,
     refused_since: Option<Monotonic>,
     patience: Duration,
+    /// That of all reals, while it does not answer.
     silent_gateway: Option<IpAddr>,
     /// When a probe was last answered, in whatever way.
     answered_at: Monotonic,
@@ -132,18 +133,12 @@ impl Engine {
 
     /// As long as this gateway on the way is silent, and nothing at all is answered, silence is a fault of our side.
     pub fn set_silent_gateway(&mut self, gateway: Option<IpAddr>, now: Monotonic) {
-        if gateway.is_none() {
-            self.release(now);
-        }
-        self.silent_gateway = gateway;
-    }
-
-    /// The gateway lets packets through again: those that left before may still be lost.
-    fn release(&mut self, now: Monotonic) {
-        if self.cut_off {
+        if gateway.is_none() && self.cut_off {
+            // It lets packets through again: those that left before may still be lost.
             self.released = self.silent_gateway.map(|gateway| (gateway, now));
             self.cut_off = false;
         }
+        self.silent_gateway = gateway;
     }
 
     /// From now on echo requests carry so many bytes of data; never less than a cookie.
