@@ -51,7 +51,8 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// The last row goes on until the first of its probes is forgotten: then no more is remembered.
-    pub(crate) const FULL: Self = Self { reals: 25, vips: 4_000, rows: &[(1_000, 10), (10_000, 10), (100_000, 70)] };
+    pub(crate) const FULL: Self =
+        Self { reals: 25, vips: 4_000, rows: &[(1_000, 10), (10_000, 10), (50_000, 10), (75_000, 10), (100_000, 70)] };
     /// Enough to see that it works.
     pub(crate) const SMOKE: Self = Self { reals: 2, vips: 50, rows: &[(100, 2)] };
 }
@@ -77,6 +78,8 @@ struct RowResult {
     system_us: f64,
     /// Of its CPU.
     busy: f64,
+    /// Of the CPUs that do the routers' and the reals' work, all that they do.
+    network_busy: f64,
     lag_p50_us: u64,
     lag_p99_us: u64,
     lag_max_us: u64,
@@ -141,10 +144,9 @@ fn listen_drops(netstat: &str) -> Result<u64> {
 /// The lab, the prober, or a check that does not come up.
 pub(crate) fn measure(plan: Plan) -> Result<Results> {
     let lab = Lab::up(&LabConfig { name: format!("probe-{}", std::process::id()), reals: plan.reals })?;
-    let _decaps = lab.reals().iter().map(|real| decapsulate(real, plan)).collect::<Result<Vec<_>>>()?;
+    let _decap = decapsulate(lab.reals(), plan)?;
     let pinned = Pinned::to_last_cpu()?;
-    let elsewhere = pinned.others();
-    steer(lab.router(), "to-lb", &elsewhere)?;
+    steer(lab.router(), "to-lb", &pinned.others())?;
     let _queue = Queue::lengthened()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let before = memory()?;
@@ -163,26 +165,35 @@ fn steer(host: &Host, device: &str, cpus: &str) -> Result<()> {
     Ok(())
 }
 
-/// Makes a real of all VIPs.
-fn decapsulate(real: &Host, plan: Plan) -> Result<Ebpf> {
-    real.run(&format!("ip route add local {VIPS} dev lo"))?;
-    let attached = thread::scope(|scope| scope.spawn(|| real.enter().map(|()| attach_decap(real, plan))).join());
-    attached.map_err(|_| anyhow!("the thread on {} has panicked", real.name()))??
+/// Makes all of them reals of all VIPs, by one program for all, so that their maps weigh on the CPU as those of one real do.
+fn decapsulate(reals: &[Host], plan: Plan) -> Result<Ebpf> {
+    let mut program = load_decap(reals, plan)?;
+    let classifier: &mut SchedClassifier =
+        program.program_mut("lb_decap").context("no program lb_decap")?.try_into()?;
+    classifier.load()?;
+    for real in reals {
+        real.run(&format!("ip route add local {VIPS} dev lo"))?;
+        let attach = || -> Result<_> {
+            real.enter()?;
+            Ok(classifier.attach("eth0", TcAttachType::Ingress)?)
+        };
+        let attached = thread::scope(|scope| scope.spawn(attach).join());
+        attached.map_err(|_| anyhow!("the thread on {} has panicked", real.name()))??;
+    }
+    Ok(program)
 }
 
-fn attach_decap(real: &Host, plan: Plan) -> Result<Ebpf> {
+fn load_decap(reals: &[Host], plan: Plan) -> Result<Ebpf> {
     let mut program = Ebpf::load(lb_ebpf::objects::DECAP).context("loading the decapsulator")?;
     let mut addresses: HashMap<_, Address, u32> = map(&mut program, "ADDRESSES")?.try_into()?;
-    addresses.insert(Address::ipv4(real.addr().octets()), ROLE_HOST, 0)?;
+    for real in reals {
+        addresses.insert(Address::ipv4(real.addr().octets()), ROLE_HOST, 0)?;
+    }
     for n in 0..plan.vips {
         addresses.insert(Address::ipv4(vip(n).octets()), ROLE_VIP, 0)?;
     }
     let mut sources: LpmTrie<_, Address, u32> = map(&mut program, "SOURCES")?.try_into()?;
     sources.insert(&Key::new(Address::FAMILY_BITS, Address::ipv4([0; 4])), 1, 0)?;
-    let classifier: &mut SchedClassifier =
-        program.program_mut("lb_decap").context("no program lb_decap")?.try_into()?;
-    classifier.load()?;
-    classifier.attach("eth0", TcAttachType::Ingress).context("attaching the decapsulator")?;
     Ok(program)
 }
 
@@ -221,18 +232,22 @@ fn measure_row(
         let up = come_up(&mut transitions, number).await;
         // It takes a moment: before the clock starts.
         let lost = Losses::so_far(lab, &counters(&prober).await?)?;
-        let (began, cpu, before) = (Instant::now(), thread.cpu()?, counters(&prober).await?);
+        let (began, network, cpu, before) = (Instant::now(), Load::so_far()?, thread.cpu()?, counters(&prober).await?);
         sleep(Duration::from_secs(seconds)).await;
         let (elapsed, used, after) = (began.elapsed(), thread.cpu()?.since(&cpu), counters(&prober).await?);
+        let network_busy = Load::so_far()?.busy_since(&network);
         let losses = Losses::so_far(lab, &after)?.since(&lost);
-        row([number, up], elapsed, &used, &before, &after, memory()?.saturating_sub(memory_before), losses)
+        let grown = memory()?.saturating_sub(memory_before);
+        row([number, up], elapsed, &used, network_busy, &before, &after, grown, losses)
     })
 }
 
+#[expect(clippy::too_many_arguments, reason = "what was read before and after")]
 fn row(
     [checks, up]: [usize; 2],
     elapsed: Duration,
     used: &Cpu,
+    network_busy: f64,
     before: &Counters,
     after: &Counters,
     grown: u64,
@@ -250,6 +265,7 @@ fn row(
         user_us: used.user.as_secs_f64() * 1e6 / float(sent),
         system_us: used.system.as_secs_f64() * 1e6 / float(sent),
         busy: (used.user + used.system).as_secs_f64() / elapsed.as_secs_f64(),
+        network_busy,
         lag_p50_us: lag.percentile_us(50),
         lag_p99_us: lag.percentile_us(99),
         lag_max_us: lag.max_us(),
@@ -326,6 +342,38 @@ impl Thread {
     }
 }
 
+/// What all CPUs but this thread's have done, in ticks.
+struct Load {
+    working: u64,
+    all: u64,
+}
+
+impl Load {
+    /// Since the machine's start.
+    fn so_far() -> Result<Self> {
+        let here = format!("cpu{}", nix::sched::sched_getcpu()?);
+        let text = fs::read_to_string("/proc/stat").context("reading the CPUs' times")?;
+        let each = text.lines().filter(|line| line.starts_with("cpu"));
+        let others = each.filter_map(|line| line.split_once(' ')).filter(|(name, _)| *name != "cpu" && *name != here);
+        others.map(|(_, ticks)| Self::of(ticks)).try_fold(Self { working: 0, all: 0 }, |sum, cpu| {
+            let cpu = cpu?;
+            Ok(Self { working: sum.working + cpu.working, all: sum.all + cpu.all })
+        })
+    }
+
+    /// proc(5): the fourth and fifth number are of idling; the guests', from the ninth on, are in the first two.
+    fn of(ticks: &str) -> Result<Self> {
+        let ticks = ticks.split_whitespace().take(8).map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+        let (all, idle) = (ticks.iter().sum::<u64>(), ticks.iter().skip(3).take(2).sum::<u64>());
+        Ok(Self { working: all - idle, all })
+    }
+
+    /// From 0 to 1; 0 with no other CPU.
+    fn busy_since(&self, earlier: &Self) -> f64 {
+        float(self.working - earlier.working) / float((self.all - earlier.all).max(1))
+    }
+}
+
 impl Cpu {
     fn since(&self, earlier: &Self) -> Self {
         Self { user: self.user.saturating_sub(earlier.user), system: self.system.saturating_sub(earlier.system) }
@@ -355,6 +403,7 @@ impl Results {
             "USER µs",
             "SYSTEM µs",
             "BUSY",
+            "NETWORK BUSY",
             "LAG p50 µs",
             "p99",
             "MAX",
@@ -376,6 +425,7 @@ impl Results {
                 format!("{:.2}", row.user_us),
                 format!("{:.2}", row.system_us),
                 format!("{:.0} %", row.busy * 100.0),
+                format!("{:.0} %", row.network_busy * 100.0),
                 row.lag_p50_us.to_string(),
                 row.lag_p99_us.to_string(),
                 row.lag_max_us.to_string(),
