@@ -140,7 +140,7 @@ suite_package() {
 suite_bench() {
     local subject failed=0
     cargo build --locked --workspace --bins || return
-    for subject in packet prober probe wire flows; do
+    for subject in packet prober probe wire flows scale; do
         check "bench $subject" target/debug/bench "$subject" --smoke || failed=1
     done
     return $failed

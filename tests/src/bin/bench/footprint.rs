@@ -51,7 +51,7 @@ impl Footprint {
 }
 
 /// What the kernel charges for a map.
-fn map_bytes(id: u32) -> Result<u64> {
+pub(crate) fn map_bytes(id: u32) -> Result<u64> {
     let fd = MapInfo::from_id(id)?.fd()?;
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd()))?;
     let memory =

@@ -2,16 +2,18 @@
 //! the prober makes.
 //! How it measures is in docs/bench.md.
 
+mod decap;
 mod flows;
 mod footprint;
 mod harness;
-mod live_frames;
 mod machine;
 mod packet;
 mod probe;
 mod prober;
 mod rows;
 mod sample;
+mod scale;
+mod test_run;
 mod wire;
 
 use std::{fs::File, path::PathBuf, process::ExitCode};
@@ -47,6 +49,8 @@ enum Subject {
     Wire,
     /// Packets that keep their real, by the number of sessions
     Flows,
+    /// lbd with many VIPs: start, reload, from verdict to ring, memory
+    Scale,
 }
 
 /// All that was found.
@@ -63,6 +67,8 @@ struct Results {
     wire: Option<wire::Results>,
     #[serde(flatten)]
     flows: Option<flows::Results>,
+    #[serde(flatten)]
+    scale: Option<scale::Results>,
 }
 
 fn main() -> ExitCode {
@@ -79,22 +85,32 @@ fn run(arguments: &Arguments) -> Result<()> {
     let machine = Machine::here()?;
     println!("{machine}");
     let wanted = |subject| arguments.subject.is_none_or(|only| only == subject);
-    let (packets, checks, scale, frames, sessions) = if arguments.smoke {
-        (packet::Plan::SMOKE, prober::Plan::SMOKE, probe::Plan::SMOKE, wire::Plan::SMOKE, flows::Plan::SMOKE)
-    } else {
-        (packet::Plan::FULL, prober::Plan::FULL, probe::Plan::FULL, wire::Plan::FULL, flows::Plan::FULL)
-    };
-    let packet = wanted(Subject::Packet).then(|| packet::measure(packets)).transpose()?;
+    let smoke = arguments.smoke;
+    let packet = wanted(Subject::Packet)
+        .then(|| packet::measure(if smoke { packet::Plan::SMOKE } else { packet::Plan::FULL }))
+        .transpose()?;
     packet.iter().for_each(packet::Results::print);
-    let prober = wanted(Subject::Prober).then(|| prober::measure(checks)).transpose()?;
+    let prober = wanted(Subject::Prober)
+        .then(|| prober::measure(if smoke { prober::Plan::SMOKE } else { prober::Plan::FULL }))
+        .transpose()?;
     prober.iter().for_each(prober::Results::print);
-    let probe = wanted(Subject::Probe).then(|| probe::measure(scale)).transpose()?;
+    let probe = wanted(Subject::Probe)
+        .then(|| probe::measure(if smoke { probe::Plan::SMOKE } else { probe::Plan::FULL }))
+        .transpose()?;
     probe.iter().for_each(probe::Results::print);
-    let wire = wanted(Subject::Wire).then(|| wire::measure(frames)).transpose()?;
+    let wire = wanted(Subject::Wire)
+        .then(|| wire::measure(if smoke { wire::Plan::SMOKE } else { wire::Plan::FULL }))
+        .transpose()?;
     wire.iter().for_each(wire::Results::print);
-    let flows = wanted(Subject::Flows).then(|| flows::measure(sessions)).transpose()?;
+    let flows = wanted(Subject::Flows)
+        .then(|| flows::measure(if smoke { flows::Plan::SMOKE } else { flows::Plan::FULL }))
+        .transpose()?;
     flows.iter().for_each(flows::Results::print);
-    write(arguments, &Results { machine, packet, prober, probe, wire, flows })
+    let scale = wanted(Subject::Scale)
+        .then(|| scale::measure(if smoke { scale::Plan::SMOKE } else { scale::Plan::FULL }))
+        .transpose()?;
+    scale.iter().for_each(scale::Results::print);
+    write(arguments, &Results { machine, packet, prober, probe, wire, flows, scale })
 }
 
 fn write(arguments: &Arguments, results: &Results) -> Result<()> {

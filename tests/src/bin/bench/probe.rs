@@ -3,14 +3,8 @@
 use std::{fs, net::Ipv4Addr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use aya::{
-    Ebpf,
-    maps::{HashMap, LpmTrie, lpm_trie::Key},
-    programs::{SchedClassifier, TcAttachType},
-};
 use comfy_table::{CellAlignment, Table, presets};
 use hc_prober::{Check, CheckKey, Counters, Kind, Prober, Settings, State, Timing, Transition};
-use lb_ebpf::decap::{Address, ROLE_HOST, ROLE_VIP};
 use serde::Serialize;
 use tests::lab::{Host, Lab, LabConfig};
 use tokio::{
@@ -19,7 +13,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::machine::{Pinned, Queue, queue_drops};
+use crate::{
+    decap::{Decap, vip},
+    machine::{Pinned, Queue, queue_drops},
+};
 
 /// As the goal says; a verdict is never pending sooner.
 const TIMING: Timing = Timing {
@@ -29,10 +26,6 @@ const TIMING: Timing = Timing {
     rise: 2,
     fall: 3,
 };
-
-/// The VIPs: of this network the first ones. All of it is local to the reals.
-const VIPS: &str = "198.19.64.0/18";
-const FIRST_VIP: u32 = Ipv4Addr::new(198, 19, 64, 1).to_bits();
 
 /// nginx listens there.
 const PORT: u16 = 80;
@@ -144,7 +137,7 @@ fn listen_drops(netstat: &str) -> Result<u64> {
 /// The lab, the prober, or a check that does not come up.
 pub(crate) fn measure(plan: Plan) -> Result<Results> {
     let lab = Lab::up(&LabConfig { name: format!("probe-{}", std::process::id()), reals: plan.reals })?;
-    let _decap = decapsulate(lab.reals(), plan)?;
+    let _decap = Decap::attach(lab.reals(), lab.reals().iter().map(Host::addr), plan.vips)?;
     let pinned = Pinned::to_last_cpu()?;
     steer(lab.router(), "to-lb", &pinned.others())?;
     let _queue = Queue::lengthened()?;
@@ -163,46 +156,6 @@ fn steer(host: &Host, device: &str, cpus: &str) -> Result<()> {
     host.run(&format!("ip link set dev {device} xdpdrv off"))?;
     tests::lab::run(std::process::Command::new("ip").args(["netns", "exec", namespace, "sh", "-c", &line]))?;
     Ok(())
-}
-
-/// Makes all of them reals of all VIPs, by one program for all, so that their maps weigh on the CPU as those of one real do.
-fn decapsulate(reals: &[Host], plan: Plan) -> Result<Ebpf> {
-    let mut program = load_decap(reals, plan)?;
-    let classifier: &mut SchedClassifier =
-        program.program_mut("lb_decap").context("no program lb_decap")?.try_into()?;
-    classifier.load()?;
-    for real in reals {
-        real.run(&format!("ip route add local {VIPS} dev lo"))?;
-        let attach = || -> Result<_> {
-            real.enter()?;
-            Ok(classifier.attach("eth0", TcAttachType::Ingress)?)
-        };
-        let attached = thread::scope(|scope| scope.spawn(attach).join());
-        attached.map_err(|_| anyhow!("the thread on {} has panicked", real.name()))??;
-    }
-    Ok(program)
-}
-
-fn load_decap(reals: &[Host], plan: Plan) -> Result<Ebpf> {
-    let mut program = Ebpf::load(lb_ebpf::objects::DECAP).context("loading the decapsulator")?;
-    let mut addresses: HashMap<_, Address, u32> = map(&mut program, "ADDRESSES")?.try_into()?;
-    for real in reals {
-        addresses.insert(Address::ipv4(real.addr().octets()), ROLE_HOST, 0)?;
-    }
-    for n in 0..plan.vips {
-        addresses.insert(Address::ipv4(vip(n).octets()), ROLE_VIP, 0)?;
-    }
-    let mut sources: LpmTrie<_, Address, u32> = map(&mut program, "SOURCES")?.try_into()?;
-    sources.insert(&Key::new(Address::FAMILY_BITS, Address::ipv4([0; 4])), 1, 0)?;
-    Ok(program)
-}
-
-fn map<'a>(program: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::maps::Map> {
-    program.map_mut(name).with_context(|| format!("no map {name}"))
-}
-
-fn vip(n: u32) -> Ipv4Addr {
-    Ipv4Addr::from_bits(FIRST_VIP + n)
 }
 
 /// The first checks of all reals' VIPs: those of a VIP one after the other.

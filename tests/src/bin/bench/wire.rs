@@ -23,7 +23,7 @@ use nix::net::if_::if_nametoindex;
 use serde::Serialize;
 use tests::lab::{Host, Lab, LabConfig, wait_for};
 
-use crate::{live_frames, machine::Pinned, sample::Sample};
+use crate::{machine::Pinned, sample::Sample, test_run};
 
 /// Where the packets are generated and where they end: the router's side of the LB's link.
 const PORT: &str = "to-lb";
@@ -135,7 +135,7 @@ impl<'a> Wire<'a> {
         let generator = xdp(&mut self.programs, "generate")?.fd()?.try_clone()?;
         let before = self.ended()?;
         let began = Instant::now();
-        on(self.router, || live_frames::send(&generator, if_nametoindex(PORT)?, &self.frame, packets))?;
+        on(self.router, || test_run::send_live(&generator, if_nametoindex(PORT)?, &self.frame, packets))?;
         let took = began.elapsed();
         // What is still under way comes within moments.
         let sent = u64::from(packets);

@@ -1,6 +1,8 @@
-//! `BPF_PROG_TEST_RUN` with live frames: what the program transmits leaves by a real device.
+//! `BPF_PROG_TEST_RUN` of a program that something else has loaded, or with live frames: what the program transmits then
+//! leaves by a real device.
 //!
-//! As `bpf_test_run_xdp_live` in the kernel's `net/bpf/test_run.c` takes it (Linux 5.18); aya has no flags for a test run.
+//! As `bpf_prog_test_run_xdp` in the kernel's `net/bpf/test_run.c` takes it (live frames since Linux 5.18); aya has no flags
+//! for a test run, and runs only what it has loaded.
 #![expect(unsafe_code, reason = "the bpf system call takes a pointer")]
 
 use std::{
@@ -16,7 +18,7 @@ const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 2;
 
 /// The part of the kernel's `union bpf_attr` that is for test runs.
 #[repr(C)]
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct TestRun {
     program: u32,
     retval: u32,
@@ -53,7 +55,7 @@ struct Context {
 ///
 /// # Errors
 /// The kernel refuses.
-pub(crate) fn send(program: &impl AsFd, ingress_ifindex: u32, frame: &[u8], repeat: u32) -> Result<()> {
+pub(crate) fn send_live(program: &impl AsFd, ingress_ifindex: u32, frame: &[u8], repeat: u32) -> Result<()> {
     let size = u32::try_from(frame.len()).context("a frame is short")?;
     let context = Context { data_end: size, ingress_ifindex, ..Context::default() };
     let attributes = TestRun {
@@ -66,9 +68,33 @@ pub(crate) fn send(program: &impl AsFd, ingress_ifindex: u32, frame: &[u8], repe
         flags: BPF_F_TEST_XDP_LIVE_FRAMES,
         ..TestRun::default()
     };
+    call(&attributes).context("sending live frames").map(drop)
+}
+
+/// What an XDP program makes of a frame that seems to come in by the loopback device; at most 2,048 bytes of it.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn once(program: &impl AsFd, frame: &[u8]) -> Result<Vec<u8>> {
+    let mut out = vec![0; 2_048];
+    let attributes = TestRun {
+        program: program.as_fd().as_raw_fd().cast_unsigned(),
+        data_size_in: u32::try_from(frame.len()).context("a frame is short")?,
+        data_in: frame.as_ptr().addr() as u64,
+        data_size_out: u32::try_from(out.len())?,
+        data_out: out.as_mut_ptr().addr() as u64,
+        repeat: 1,
+        ..TestRun::default()
+    };
+    let size = call(&attributes).context("running an XDP program")?.data_size_out;
+    out.truncate(usize::try_from(size)?);
+    Ok(out)
+}
+
+fn call(attributes: &TestRun) -> io::Result<TestRun> {
+    let mut attributes = *attributes;
     // SAFETY: the attributes and what they point to live until the call returns, with the sizes they say; the kernel
-    // writes its results into the attributes only.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw const attributes, size_of::<TestRun>()) };
-    if result < 0 { Err(io::Error::last_os_error()).context("sending live frames") } else { Ok(()) }
+    // writes its results into the attributes and to `data_out` only.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size_of::<TestRun>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(attributes) }
 }
