@@ -13,7 +13,7 @@ use std::{
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hc_prober::{
     Check, CheckKey, Kind, OuterSource, Settings, Timing,
-    config::from_hex,
+    config::{MAX_PAYLOAD, from_hex},
     named::{Named, Query, QueryType},
 };
 
@@ -106,17 +106,17 @@ pub(crate) struct SubjectArgs {
     vip: IpAddr,
     #[command(flatten)]
     kind: KindArgs,
-    /// Payload of the UDP probe, hexadecimal [default: eight unpredictable bytes].
+    /// Payload of the UDP probe, 1 to 512 bytes, hexadecimal [default: eight unpredictable bytes].
     #[arg(long, value_name = "HEX", conflicts_with_all = ["icmp", "tcp"], value_parser = hex)]
     payload: Option<Hex>,
     /// The same as text, byte for byte.
-    #[arg(long, value_name = "TEXT", conflicts_with_all = ["icmp", "tcp", "payload"])]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["icmp", "tcp", "payload"], value_parser = text)]
     payload_text: Option<String>,
     /// How a right UDP reply begins, hexadecimal [default: any reply is right].
     #[arg(long, value_name = "HEX", conflicts_with_all = ["icmp", "tcp"], value_parser = hex)]
     expect: Option<Hex>,
     /// The same as text, byte for byte.
-    #[arg(long, value_name = "TEXT", conflicts_with_all = ["icmp", "tcp", "expect"])]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["icmp", "tcp", "expect"], value_parser = text)]
     expect_text: Option<String>,
     /// UDP: silence means down. Otherwise an echo request alongside decides.
     #[arg(long, conflicts_with_all = ["icmp", "tcp"])]
@@ -288,8 +288,19 @@ impl FromStr for Source {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Hex(Vec<u8>);
 
-fn hex(text: &str) -> Result<Hex, &'static str> {
-    from_hex(text).map(Hex).ok_or("only pairs of the digits 0-9 and a-f are allowed")
+fn hex(text: &str) -> Result<Hex, String> {
+    let bytes = from_hex(text).ok_or("only pairs of the digits 0-9 and a-f are allowed")?;
+    of_allowed_length(bytes.len()).map(|()| Hex(bytes))
+}
+
+fn text(text: &str) -> Result<String, String> {
+    of_allowed_length(text.len()).map(|()| text.to_owned())
+}
+
+/// As in the configuration file.
+fn of_allowed_length(bytes: usize) -> Result<(), String> {
+    let allowed = 1..=MAX_PAYLOAD;
+    if allowed.contains(&bytes) { Ok(()) } else { Err(format!("{bytes} bytes: allowed is 1 to {MAX_PAYLOAD}")) }
 }
 
 #[cfg(test)]
@@ -319,6 +330,15 @@ mod tests {
         assert_eq!(args.subject.check().unwrap().key.kind, kind);
         assert!(parse(&["--udp", "53", "--payload", "0"]).is_err());
         assert!(parse(&["--udp", "53", "--payload", "0g"]).is_err());
+        for (option, unit) in [("--payload", "00"), ("--payload-text", "a"), ("--expect", "00"), ("--expect-text", "a")]
+        {
+            let of_length = |bytes| parse(&["--udp", "53", option, &unit.repeat(bytes)]).map(drop);
+            assert!(of_length(MAX_PAYLOAD).is_ok(), "{option}");
+            for bytes in [0, MAX_PAYLOAD + 1] {
+                let error = of_length(bytes).unwrap_err().to_string();
+                assert!(error.contains(&format!("{bytes} bytes: allowed is 1 to 512")), "{option}: {error}");
+            }
+        }
     }
 
     #[test]

@@ -41,6 +41,12 @@ impl Finding {
         Self { event: Event::Fail(severity), reason, detail, rtt: None, mss: None }
     }
 
+    /// Nothing came, nor an error that says why.
+    #[must_use]
+    pub fn is_silence(&self) -> bool {
+        self.reason == Reason::Timeout && self.detail.is_none()
+    }
+
     /// Nothing learnt.
     #[must_use]
     pub fn unknown(reason: Reason, detail: Option<Detail>) -> Self {

@@ -52,6 +52,6 @@ pub use crate::{
     check::{Check, CheckKey, Kind, Timing},
     report::{CheckStatus, Counters, Reason, Severity, State, Transition},
     runner::{Error, Prober, Tracing},
-    settings::{OuterSource, Settings},
+    settings::{OuterSource, Secret, Settings},
     watchdog::Condition,
 };

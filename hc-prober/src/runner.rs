@@ -218,7 +218,7 @@ pub fn open(settings: &Settings) -> Result<Driver, Error> {
         return Err(Error::Ports { first, last });
     }
     Ok(Driver {
-        engine: Engine::new(&settings.secret, settings.ports.clone()),
+        engine: Engine::new(settings.secret.bytes(), settings.ports.clone()),
         capture: Capture::start(settings)?,
         transport: Transport::open().map_err(Error::Socket)?,
         tracer: Tracer::default(),

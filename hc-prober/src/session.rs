@@ -170,7 +170,7 @@ impl Session {
             elapsed: Duration::ZERO,
             counters: Counters::default(),
         };
-        let (mut sent, mut next) = (0, now());
+        let (mut sent, mut next, mut silence) = (0, now(), true);
         while sent < count || self.driver.engine.awaited() > 0 {
             while sent < count && next <= now() && self.driver.engine.awaited() < self.window {
                 self.driver.engine.launch(self.number, now(), &mut self.driver.output);
@@ -179,6 +179,7 @@ impl Session {
             let more = self.driver.turn();
             for (_, finding) in &self.driver.output.findings {
                 summary.add(*finding);
+                silence &= finding.is_silence() || finding.event == Event::Unknown;
             }
             self.driver.output.clear();
             if !more && (sent < count || self.driver.engine.awaited() > 0) {
@@ -186,7 +187,9 @@ impl Session {
             }
         }
         summary.elapsed = start.elapsed();
-        self.excuse(&mut summary);
+        if silence {
+            self.excuse(&mut summary);
+        }
         summary.counters = self.driver.counters();
         summary
     }
@@ -194,9 +197,7 @@ impl Session {
     /// Failures that are only silence are none if the gateway on the way is silent too.
     fn excuse(&self, summary: &mut Summary) {
         let real = self.driver.engine.check(self.number).map(|check| check.key.real);
-        let only_silence = summary.passed == 0
-            && summary.telling.is_some_and(|finding| finding.reason == Reason::Timeout && finding.detail.is_none());
-        if let Some(gateway) = real.filter(|_| only_silence).and_then(silent_gateway) {
+        if let Some(gateway) = real.filter(|_| summary.failed > 0).and_then(silent_gateway) {
             (summary.unknown, summary.failed) = (summary.unknown + summary.failed, 0);
             summary.telling = Some(Finding::unknown(Reason::NotSent, Some(Detail::Gateway(gateway))));
         }

@@ -36,7 +36,35 @@ pub struct Settings {
     /// Source ports and ICMP identifiers, host byte order. No two probers in a network namespace may share any.
     pub ports: RangeInclusive<u16>,
     /// Key of the cookies.
-    pub secret: [u8; 16],
+    pub secret: Secret,
+}
+
+/// The key of a prober's cookies. Whoever knows it can forge answers: it is never printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Secret([u8; 16]);
+
+impl Secret {
+    /// A fresh one.
+    ///
+    /// # Errors
+    /// The kernel's random number generator failed.
+    pub fn draw() -> std::io::Result<Self> {
+        let mut bytes = [0; 16];
+        std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
+        Ok(Self(bytes))
+    }
+
+    /// The key itself.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 impl Settings {
@@ -45,21 +73,15 @@ impl Settings {
     /// # Errors
     /// The kernel's random number generator failed.
     pub fn new(interfaces: Vec<String>) -> std::io::Result<Self> {
-        let mut secret = [0; 16];
-        fill_random(&mut secret)?;
         Ok(Self {
             interfaces,
             outer_source: None,
             outer_source6: None,
             inner_source: None,
             ports: DAEMON_PORTS,
-            secret,
+            secret: Secret::draw()?,
         })
     }
-}
-
-fn fill_random(bytes: &mut [u8]) -> std::io::Result<()> {
-    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, bytes)
 }
 
 /// The first of `ports` that the kernel may give to a socket by itself: one that is in its `ip_local_port_range` and not in
@@ -86,6 +108,13 @@ fn shared(ports: &RangeInclusive<u16>, local: &str, reserved: &str) -> Option<u1
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secret_is_fresh_each_time_and_never_printed() {
+        let settings = Settings::new(vec![]).unwrap();
+        assert_ne!(settings.secret, Settings::new(vec![]).unwrap().secret);
+        assert!(format!("{settings:?}").ends_with("secret: Secret }"), "{settings:?}");
+    }
 
     #[test]
     fn port_that_the_kernel_gives_out_is_found_unless_reserved() {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{Query, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -35,6 +35,8 @@ use crate::model::{
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// How long requests under way may take to end when the daemon does.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// The longest body of a request, in bytes: an order for a real is a few hundred.
+const MAX_BODY: usize = 64 << 10;
 /// Who may talk to the daemon: its user and its group.
 const SOCKET_MODE: u32 = 0o660;
 
@@ -174,6 +176,7 @@ fn router(requests: mpsc::Sender<Request>) -> Router {
         .route("/v1/reload", post(reload))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(requests)
 }
 
@@ -222,7 +225,10 @@ async fn administer(
     owner: Owner,
     order: Result<Json<AdminOrder>, JsonRejection>,
 ) -> Result<Json<AdminResult>, ApiError> {
-    let Json(order) = order.map_err(|rejection| ApiError::Question(rejection.body_text()))?;
+    let Json(order) = order.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLarge,
+        _ => ApiError::Question(rejection.body_text()),
+    })?;
     ask(owner, |reply| Request::Admin(order, reply)).await?.map(Json).map_err(ApiError::Refused)
 }
 
@@ -246,6 +252,8 @@ enum ApiError {
     Refused(String),
     #[error("{0}")]
     Question(String),
+    #[error("allowed are {MAX_BODY} bytes")]
+    TooLarge,
     #[error("{} is not a path of this API", .0.path())]
     UnknownPath(Uri),
     #[error("{} does not take {method}", uri.path())]
@@ -260,6 +268,7 @@ impl IntoResponse for ApiError {
             Self::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Question(_) => StatusCode::BAD_REQUEST,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnknownPath(_) => StatusCode::NOT_FOUND,
             Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
         };
@@ -306,3 +315,7 @@ impl Drop for SocketFile {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "api_tests.rs"]
+mod tests;

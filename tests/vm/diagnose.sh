@@ -22,8 +22,9 @@ in_lb() { nsenter --net=/run/netns/lb "$@"; }
 
 listening() { netstat -ltn | grep -q ":80 " && netstat -lun | grep -q ":53 "; }
 
-# By which kinds of checks each row is asked about; those with a port are named where that matters.
-: "${kinds_asked:?}"
+# By which kinds of checks each row is asked about (those with a port are named where that matters), and for which pairs of
+# families: `alike`, or `all`, IPv4 in IPv6 too.
+: "${kinds_asked:?}" "${pairs_asked:?}"
 
 # ask KIND [OPTION…]: what the load balancer finds of the real, by one check, and by the ladder with these options.
 ask() {
@@ -44,7 +45,7 @@ found() {
     code=$1 kinds=$2
     shift 2
     case $code in
-        OK | MTU_BLACKHOLE) state='"state": *"UP"' ;;
+        OK | MTU_BLACKHOLE | MSS_TOO_BIG | ARP_LEAK) state='"state": *"UP"' ;;
         PORT_CLOSED) state='"severity": *"soft"' ;;
         *) state='"severity": *"hard"' ;;
     esac
@@ -79,10 +80,8 @@ drop() { nft add rule inet filter arrived "$@" drop; }
 
 no_drop() { nft flush chain inet filter arrived; }
 
-load() {
-    modprobe $module
-    ip link set $tunnel up
-}
+# The route that says which segments the real asks for in that family.
+room() { ip -$family route replace $router dev real0 "$@"; }
 
 step the wires
 # Nothing that comes and goes by itself.
@@ -100,8 +99,8 @@ ip addr add 198.18.101.10/24 dev real0
 ip addr add fd00:18:101::10/64 dev real0 nodad
 ip -n lb addr add 198.18.101.1/24 dev lb0
 ip -n lb addr add fd00:18:101::1/64 dev lb0 nodad
-ip route add default via 198.18.101.1 advmss 1400
-ip route add 198.18.101.1 dev real0 advmss 1400
+ip route add default via 198.18.101.1 advmss 1380
+ip route add 198.18.101.1 dev real0 advmss 1380
 ip -6 route add default via fd00:18:101::1 advmss 1380
 ip -6 route add fd00:18:101::1 dev real0 advmss 1380
 modprobe nf_tables
@@ -151,12 +150,42 @@ diagnose() {
     drop meta l4proto $protocol meta length '>' 1450
     found MTU_BLACKHOLE "$kinds_asked"
     no_drop
+
+    step "$tunnel: the real asks for segments that do not fit in the tunnel"
+    room
+    found MSS_TOO_BIG tcp
+    room advmss 1380
+
+    step "$tunnel: the real answers on its link for the VIP"
+    leak
+    found ARP_LEAK "$kinds_asked"
+    no_leak
 }
 
-real=198.18.101.10 vip=198.19.10.1 udp=198.19.10.1:53 tunnel=tunl0 module=ipip protocol=4
-forwarding=/proc/sys/net/ipv4/ip_forward
-add_vip() { ip addr add $vip/32 dev lo; }
-del_vip() { ip addr del $vip/32 dev lo; }
+# The family of the VIP.
+ipv4() {
+    family=4 router=198.18.101.1 vip=198.19.10.1 udp=198.19.10.1:53 forwarding=/proc/sys/net/ipv4/ip_forward
+    add_vip() { ip addr add $vip/32 dev lo; }
+    del_vip() { ip addr del $vip/32 dev lo; }
+    leak() { echo 0 >/proc/sys/net/ipv4/conf/all/arp_ignore; }
+    no_leak() { echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore; }
+}
+
+ipv6() {
+    family=6 router=fd00:18:101::1 vip=fd00:19:10::1 udp=[fd00:19:10::1]:53 forwarding=/proc/sys/net/ipv6/conf/all/forwarding
+    add_vip() { ip addr add $vip/128 dev lo nodad; }
+    del_vip() { ip addr del $vip/128 dev lo; }
+    # Linux answers for it only on the device that has it.
+    leak() { ip addr add $vip/128 dev real0 nodad; }
+    no_leak() { ip addr del $vip/128 dev real0; }
+}
+
+real=198.18.101.10 tunnel=tunl0 protocol=4
+load() {
+    modprobe ipip
+    ip link set tunl0 up
+}
+ipv4
 diagnose
 
 step "$tunnel: strict rp_filter, which does not find the load balancer behind the tunnel"
@@ -169,13 +198,29 @@ found OK "$kinds_asked"
 step "$tunnel: the host is down"
 ip addr del $real/24 dev real0
 found HOST_DOWN "$kinds_asked"
-
+ip addr add $real/24 dev real0
+ip -4 route add default via $router advmss 1380
 stop_serving
-real=fd00:18:101::10 vip=fd00:19:10::1 udp=[fd00:19:10::1]:53 tunnel=ip6tnl0 module=ip6_tunnel protocol=41
-forwarding=/proc/sys/net/ipv6/conf/all/forwarding
-add_vip() { ip addr add $vip/128 dev lo nodad; }
-del_vip() { ip addr del $vip/128 dev lo; }
+del_vip
+
+real=fd00:18:101::10 tunnel=ip6tnl0 protocol=41
+load() {
+    modprobe ip6_tunnel
+    ip link set ip6tnl0 up
+}
+ipv6
 diagnose
+stop_serving
+del_vip
+
+# Of this module's own device the kernel says that it takes IPv6 only.
+if [ "$pairs_asked" = all ]; then
+    rmmod ip6_tunnel
+    tunnel=in6 protocol=4
+    load() { ip link add in6 up type ip6tnl mode any local $real remote any; }
+    ipv4
+    diagnose
+fi
 
 step "$tunnel: the host is down"
 ip addr del $real/64 dev real0

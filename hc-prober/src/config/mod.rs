@@ -20,7 +20,8 @@ pub use self::error::{ConfigError, Mistake, read};
 use self::value::{Integer, Interfaces, Span};
 use crate::settings::OuterSource;
 
-const MAX_PAYLOAD: usize = 512;
+/// The longest payload of a UDP probe, and the longest beginning of a reply to it, in bytes.
+pub const MAX_PAYLOAD: usize = 512;
 /// `IFNAMSIZ` less the terminating zero.
 const MAX_INTERFACE_NAME: usize = 15;
 

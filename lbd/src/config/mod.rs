@@ -12,6 +12,8 @@ mod convert;
 mod diff;
 mod dto;
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;
