@@ -12,8 +12,8 @@ use std::{
 };
 
 const TARGET: &str = "bpfel-unknown-none";
-const OBJECTS: [&str; 7] =
-    ["load_balancer", "probe_capture", "decap", "proof", "xdp_pass", "bench_packet", "bench_wire"];
+const OBJECTS: [&str; 8] =
+    ["load_balancer", "map_reader", "probe_capture", "decap", "proof", "xdp_pass", "bench_packet", "bench_wire"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=src");

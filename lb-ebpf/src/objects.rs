@@ -20,6 +20,11 @@ object!(
     "load_balancer"
 );
 object!(
+    /// Copies out what the load balancer's outer maps name: `src/bin/map_reader.rs`.
+    MAP_READER,
+    "map_reader"
+);
+object!(
     /// The capture of probe replies at tc ingress: `src/bin/probe_capture.rs`.
     PROBE_CAPTURE,
     "probe_capture"

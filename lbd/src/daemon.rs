@@ -10,15 +10,18 @@
 
 mod admin;
 mod evidence;
+mod supervision;
 mod views;
 mod why;
 
 use crate::{
     admin::Orders,
     api::{Reply, Request, Server},
+    capabilities::{self, Effective},
     config::Config,
     data_plane::{Attached, Mode, Outcome, Worker, chain},
-    history::History,
+    history::{History, file::HistoryFile},
+    manager,
     model::ReloadResult,
     nexthop::{self, Resolver},
     path_mtu::{self, TooBig},
@@ -33,6 +36,7 @@ use std::{
     path::PathBuf,
     time::{Duration, Instant},
 };
+use supervision::Supervision;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -63,6 +67,9 @@ pub struct Options {
 /// Why the daemon did not start, or could not end cleanly.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The kernel will not let it work.
+    #[error(transparent)]
+    Capabilities(#[from] capabilities::Missing),
     /// The configuration.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
@@ -101,6 +108,7 @@ struct Daemon {
     /// What operators say of reals.
     orders: Orders,
     history: History,
+    history_file: HistoryFile,
     resolver: Resolver,
     wanted: Vec<IpAddr>,
     unresolved: Vec<IpAddr>,
@@ -110,6 +118,7 @@ struct Daemon {
     revision: u64,
     loaded_at: Timestamp,
     last_reload_error: Option<String>,
+    supervision: Supervision,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -117,6 +126,7 @@ struct Daemon {
 /// # Errors
 /// What keeps it from starting; what keeps it from detaching.
 pub async fn run(options: Options) -> Result<(), Error> {
+    Effective::of_this_thread().map_err(io("find out the capabilities"))?.check()?;
     let config = Config::load(&options.config)?;
     warn(&config);
     let server = Server::bind(&options.socket)?;
@@ -137,6 +147,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let (requests, mut asked) = mpsc::channel(REQUESTS);
     let api = server.start(requests);
 
+    let (history_file, history) = HistoryFile::open(&options.state_dir, evidence::check_keys(&config));
     let (core, ops) = Core::start(config, inheritance, Instant::now());
     let now = Timestamp::now();
     let (wanted, unresolved) = (Vec::new(), Vec::new());
@@ -149,7 +160,8 @@ pub async fn run(options: Options) -> Result<(), Error> {
         attached: Vec::new(),
         prober,
         diagnoses,
-        history: History::default(),
+        history,
+        history_file,
         resolver,
         wanted,
         unresolved,
@@ -158,6 +170,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         revision,
         loaded_at: now,
         last_reload_error,
+        supervision: Supervision::new(),
     };
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -172,7 +185,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
             }
             Some((key, finding)) = daemon.diagnoses.next() => {
                 why::log(&key, &finding);
-                daemon.history.explain(&key, &finding.code);
+                daemon.explain(&key, &finding.code);
             }
             Some(told) = too_big.recv() => daemon.too_big(told).await,
             outcome = outcomes.recv() => daemon.outcome(outcome.ok_or(Error::Ended("the data plane's thread"))?).await?,
@@ -183,6 +196,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
             _ = interrupt.recv() => break,
         }
     }
+    manager::stopping();
     // The data plane first: nobody who asks is worth waiting for.
     let ended = daemon.end().await;
     drop(asked);
@@ -194,6 +208,7 @@ impl Daemon {
     async fn tick(&mut self) {
         self.end_orders().await;
         self.event(Event::Tick).await;
+        self.supervise();
     }
 
     async fn event(&mut self, event: Event) {
@@ -211,7 +226,9 @@ impl Daemon {
                 Op::Checks(checks) => {
                     let keys: HashSet<&CheckKey> = checks.iter().map(|check| &check.key).collect();
                     self.diagnoses.retain(|key| keys.contains(key));
-                    self.history.retain(|key| keys.contains(key));
+                    if self.history.retain(|key| keys.contains(key)) {
+                        self.history_file.rewrite(&self.history);
+                    }
                     self.prober.set_checks(checks);
                 }
                 Op::Resolve(reals) => {
@@ -248,6 +265,7 @@ impl Daemon {
             Outcome::Attached(attached) => {
                 self.attached = attached?;
                 tracing::info!("attached");
+                self.tell_ready();
             }
             Outcome::Swept(Ok(sweep)) => {
                 tracing::debug!(living = sweep.living, cleared = sweep.cleared, "swept the tracked flows");
@@ -270,7 +288,7 @@ impl Daemon {
         self.diagnose(&t.key, t.to);
         // A check that was removed a moment ago has none.
         if self.core.check(&t.key).is_some() {
-            self.history.record(t);
+            self.record(t);
         }
     }
 
@@ -303,8 +321,8 @@ impl Daemon {
         Box::pin(self.event(Event::NextHops(hops))).await;
     }
 
-    /// Takes the configuration file anew; a bad one leaves the running one in force.
-    async fn reload(&mut self) -> Result<ReloadResult, String> {
+    /// Takes the configuration file anew, if it is good.
+    async fn take_configuration(&mut self) -> Result<ReloadResult, String> {
         let loaded = Config::load(&self.options.config).map_err(|e| e.to_string());
         let config = match loaded.and_then(|new| self.reloadable(new)) {
             Ok(config) => config,

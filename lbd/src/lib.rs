@@ -1,17 +1,20 @@
 //! The load balancer's daemon and its CLI.
 //!
 //! Pure: `config`, `maglev`, `ring`, `service`, `reconcile`, `sweep`, `vip_table`, `ids`, `path_mtu`, `history`. Edges:
-//! `data_plane`, `nexthop`, `api`, `daemon`, `admin` (a file), `cli`, `simulate`, `why`.
+//! `data_plane`, `nexthop`, `api`, `daemon`, `manager`, `capabilities`, `admin` (a file), `cli`, `commands`, `simulate`, `why`.
 
 pub mod admin;
 pub mod api;
+pub mod capabilities;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod daemon;
 pub mod data_plane;
 pub mod history;
 pub mod ids;
 pub mod maglev;
+pub mod manager;
 pub mod model;
 pub mod nexthop;
 pub mod path_mtu;

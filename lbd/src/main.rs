@@ -1,102 +1,25 @@
 //! `lbd`: the load balancer's daemon.
 
-use clap::{Parser, Subcommand};
+use clap::Parser as _;
 use lbd::{
+    commands::{Cli, Command, Run, Simulate},
     config::Config,
     daemon::{self, Options},
-    data_plane::Mode,
+    data_plane,
     simulate::{self, Summary},
 };
 use std::{
     io::{self, BufWriter, IsTerminal as _},
-    net::IpAddr,
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
 };
-
-/// Balances traffic to VIPs over real servers: XDP, DSR inside IPIP, health checked through the tunnel.
-#[derive(Parser)]
-#[command(version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads the configuration.
-    Run(Run),
-    /// Read a configuration and say what is wrong with it: exit 0 if nothing is, else 1.
-    Check {
-        /// The configuration.
-        #[arg(long, value_name = "FILE", default_value = "/etc/lbd/lbd.toml")]
-        config: PathBuf,
-    },
-    Simulate(Simulate),
-}
-
-/// Run each packet of a capture through the XDP program, off the wire, and say what becomes of it.
-///
-/// The program is the real one, with the maps that the configuration gives; what it remembers of a packet holds for the
-/// next ones. Nothing is attached, pinned or sent. Each packet is a line of JSON on standard output:
-///
-/// {"n":1,"verdict":"TX","reason":"forwarded","vip":"198.19.10.1:80/tcp","real":"198.18.222.11","note":null}
-///
-/// Every key is always there. A packet that cannot be run (not captured whole, or longer than 3520 bytes) has the
-/// verdict null, and its note says why. A summary follows on standard error.
-///
-/// Made up: every real is up but those given with --down; MAC addresses are 02:00 and the real's address; the outer
-/// source is 192.0.2.1 where the configuration has no `outer_source`. Time is that of the run, not of the capture.
-#[derive(clap::Args)]
-#[command(
-    after_help = "Exit status: 0 done, 1 the configuration, the capture or the kernel is at fault (packets before \
-                  that are told all the same), 2 usage. Takes root."
-)]
-struct Simulate {
-    /// The configuration.
-    #[arg(long, value_name = "FILE", default_value = "/etc/lbd/lbd.toml")]
-    config: PathBuf,
-    /// The capture: pcap or pcapng, of Ethernet.
-    #[arg(long, value_name = "IN")]
-    pcap: PathBuf,
-    /// Where to write the packets that would leave: a pcap file with the times of the capture, replaced if it is there.
-    #[arg(short = 'w', long = "write", value_name = "OUT")]
-    out: Option<PathBuf>,
-    /// A real that is down, as if it had failed after it was up; may be given several times.
-    #[arg(long, value_name = "REAL")]
-    down: Vec<IpAddr>,
-    /// The largest outer packet that the paths to the reals carry, in bytes.
-    #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = clap::value_parser!(u16).range(68..))]
-    mtu: u16,
-}
-
-#[derive(clap::Args)]
-struct Run {
-    /// The configuration.
-    #[arg(long, value_name = "FILE", default_value = "/etc/lbd/lbd.toml")]
-    config: PathBuf,
-    /// The socket that lbctl speaks to.
-    #[arg(long, value_name = "PATH", default_value = lbd::cli::DEFAULT_SOCKET)]
-    socket: PathBuf,
-    /// For what is to outlive the host: which reals are drained or disabled. Created if it is not there.
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/lbd")]
-    state_dir: PathBuf,
-    /// Where links and maps are pinned, on a BPF file system.
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/lbd/v1")]
-    bpffs: PathBuf,
-    /// Where the kernel runs the XDP program; generic is for drivers without XDP, and slow.
-    #[arg(long, value_enum, default_value_t)]
-    xdp_mode: Mode,
-    /// On SIGTERM and SIGINT, leave the data plane attached: packets flow on as the last rings say.
-    #[arg(long)]
-    leave_attached: bool,
-}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(run) => start(run).await,
         Command::Check { config } => check(&config),
+        Command::Detach { bpffs } => detach(&bpffs),
         Command::Simulate(options) => simulate(options),
     };
     match outcome {
@@ -115,6 +38,12 @@ fn check(path: &Path) -> Result<(), String> {
     for caution in config.cautions() {
         eprintln!("{}: warning: {caution}", path.display());
     }
+    Ok(())
+}
+
+fn detach(pins: &Path) -> Result<(), String> {
+    let interfaces = data_plane::detach(pins).map_err(|error| error.to_string())?;
+    println!("detached; interfaces: {interfaces}");
     Ok(())
 }
 

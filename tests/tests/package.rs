@@ -10,15 +10,18 @@
 
 #[path = "../../realsrv-setup/tests/lab/mod.rs"]
 mod lab;
+#[allow(dead_code, reason = "nothing boots here")]
+mod machine;
 
 use std::{
     collections::BTreeSet,
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
 
 use lab::{CLIENT, Lab, VIP, VIP6, command, echo, echo_reply_from, ipip};
+use machine::debian;
 use socket2::Protocol;
 
 const STATE: &str = "var/lib/realsrv-setup";
@@ -96,25 +99,6 @@ fn package(revision: u32) -> PathBuf {
     let path = directory.join(name);
     assert!(path.is_file(), "{} is missing: ./run test package builds it", path.display());
     path
-}
-
-/// A minimal Debian 12 with systemd's files, made once, beside the VM's kernel.
-fn debian() -> PathBuf {
-    let cache = env::var_os("XDG_CACHE_HOME").map_or_else(|| env::home_dir().unwrap().join(".cache"), PathBuf::from);
-    let directory = cache.join("lbd/debian");
-    fs::create_dir_all(&directory).unwrap();
-    let archive = directory.join("bookworm.tar");
-    if !archive.is_file() {
-        eprintln!("making a clean Debian 12 with mmdebstrap in {} (a minute or two)", directory.display());
-        let fresh = directory.join(format!("new-{}.tar", std::process::id()));
-        succeeds(
-            Command::new("mmdebstrap")
-                .args(["--quiet", "--variant=minbase", "--include=systemd", "bookworm"])
-                .arg(&fresh),
-        );
-        fs::rename(fresh, &archive).unwrap();
-    }
-    archive
 }
 
 #[track_caller]

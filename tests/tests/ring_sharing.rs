@@ -45,13 +45,14 @@ fn run<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
     thread::Builder::new().stack_size(64 << 20).spawn(body).unwrap().join().unwrap()
 }
 
-/// The maps that this process has open, and what the kernel charges for each, bytes.
-fn open_maps() -> BTreeMap<u32, u64> {
+/// The descriptors of maps that this process has: the map's id, and what the kernel charges for it, bytes.
+fn open_maps() -> BTreeMap<u32, (u32, u64)> {
     let info = |entry: fs::DirEntry| {
         // That of the directory itself is closed again.
         let text = fs::read_to_string(entry.path()).ok()?;
         let field = |name| Some(text.lines().find_map(|line| line.strip_prefix(name))?.trim().to_owned());
-        Some((field("map_id:")?.parse().unwrap(), field("memlock:")?.parse().unwrap()))
+        let map = (field("map_id:")?.parse().unwrap(), field("memlock:")?.parse().unwrap());
+        Some((entry.file_name().to_str().unwrap().parse().unwrap(), map))
     };
     fs::read_dir("/proc/self/fdinfo").unwrap().filter_map(|entry| info(entry.unwrap())).collect()
 }
@@ -85,15 +86,17 @@ impl World {
         let others = open_maps();
         let inner = |place| {
             let _inner = self.outer.get(&place, 0).unwrap();
-            open_maps().into_iter().filter(|(id, _)| !others.contains_key(id)).collect::<Vec<_>>()
+            open_maps().into_iter().filter(|(descriptor, _)| !others.contains_key(descriptor)).collect::<Vec<_>>()
         };
-        places.into_iter().flat_map(inner).collect()
+        places.into_iter().flat_map(inner).map(|(_, map)| map).collect()
     }
 
     /// What the kernel charges for all maps, bytes, with rings at these places.
     fn footprint(&self, places: impl IntoIterator<Item = u32>) -> u64 {
         let _vips = self.vips.get(&0, 0).unwrap();
-        open_maps().values().sum::<u64>() + self.inner_maps(places).values().sum::<u64>()
+        let mut maps: BTreeMap<u32, u64> = open_maps().into_values().collect();
+        maps.extend(self.inner_maps(places));
+        maps.values().sum()
     }
 }
 

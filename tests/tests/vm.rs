@@ -17,7 +17,7 @@ fn stock_kernel_booted_has_ipip_and_loads_every_bpf_program() {
     let guest = Vm::new(kernel.clone()).unwrap().program(env!("CARGO_BIN_EXE_bpf_load_check")).unwrap();
     let output = passed(guest.script(include_str!("../vm/boot.sh"))).unwrap();
     assert!(output.output.contains(kernel.release()));
-    for object in ["load_balancer/", "probe_capture/", "decap/", "proof/", "xdp_pass/"] {
+    for object in ["load_balancer/", "map_reader/", "probe_capture/", "decap/", "proof/", "xdp_pass/"] {
         assert!(output.output.contains(object), "no program of {object}");
     }
 }

@@ -3,25 +3,14 @@
 
 mod common;
 
-use common::{SOON, Service};
+use common::{SOON, Service, thread};
 use lbd::model::{Health, ProberState};
-use nix::{
-    sys::{
-        ptrace,
-        wait::{WaitPidFlag, waitpid},
-    },
-    unistd::Pid,
+use nix::sys::{
+    ptrace,
+    wait::{WaitPidFlag, waitpid},
 };
 use std::fs;
 use tests::lab::wait_for;
-
-/// The thread of a process that has this name.
-fn thread(pid: u32, name: &str) -> Pid {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap());
-    let named = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap().trim() == name;
-    let task = tasks.into_iter().find(named).unwrap();
-    Pid::from_raw(task.file_name().to_str().unwrap().parse().unwrap())
-}
 
 fn log(service: &Service) -> String {
     fs::read_to_string(service.lab.lbd().log).unwrap()

@@ -91,7 +91,7 @@ enum RealCommand {
     Show(WhichReal),
     /// Show what became of reals: each change of their checks, with the reason and what was found out about it
     ///
-    /// The last 32 changes of each check since lbd started, oldest first; also across reloads.
+    /// The last 32 changes of each check, oldest first; also across reloads and restarts.
     History(HistoryFilter),
     /// Write the last packets of a real's checks to a file, each with a comment that says what it was to the prober
     ///

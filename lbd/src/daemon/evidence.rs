@@ -6,12 +6,12 @@ use super::{
 };
 use crate::{
     api::Reply,
-    config::VipKey,
+    config::{self, Config, VipKey},
     history::Entry,
     model::{CheckRow, HistoryQuestion, HistoryRow, RealChoice, RealDetail, RttStats, Severity, TraceQuestion},
-    service::Service,
+    service::{self, Service},
 };
-use hc_prober::{CheckKey, CheckStatus, State, driver::wall, trace};
+use hc_prober::{CheckKey, CheckStatus, State, Transition, driver::wall, trace};
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
@@ -27,12 +27,30 @@ impl Daemon {
         let mut entries = Vec::new();
         for (service, real) in self.members(question)? {
             for key in service.check_keys(real) {
-                entries.extend(self.history.of(&key).map(|entry| (service.config.key(), entry)));
+                entries.extend(self.history.of(&key).map(|entry| (service.config.key(), key.clone(), entry)));
             }
         }
-        entries.sort_by_key(|(_, entry)| entry.transition.at);
+        entries.sort_by_key(|(_, _, entry)| entry.at);
         let last = entries.split_off(entries.len().saturating_sub(MOST));
-        Ok(last.into_iter().map(|(vip, entry)| history_row(vip, entry)).collect())
+        Ok(last.into_iter().map(|(vip, key, entry)| history_row(vip, &key, entry)).collect())
+    }
+
+    /// Takes note of a transition, for the next daemon too.
+    pub(super) fn record(&mut self, transition: Transition) {
+        let key = transition.key.clone();
+        if let Some(entry) = self.history.record(transition) {
+            self.history_file.append(&key, entry);
+        }
+        if self.history_file.is_long() {
+            self.history_file.rewrite(&self.history);
+        }
+    }
+
+    /// Takes note of why a check went down.
+    pub(super) fn explain(&mut self, key: &CheckKey, code: &str) {
+        if let Some(entry) = self.history.explain(key, code) {
+            self.history_file.append(key, entry);
+        }
     }
 
     /// All that is known of a real, for each VIP that has it.
@@ -42,7 +60,7 @@ impl Daemon {
         let members = self.members(HistoryQuestion { real: Some(real), vip, port })?;
         let detail = |(service, real): (&Service, IpAddr)| {
             let row = self.real_rows(service, &statuses).find(|row| row.real == real)?;
-            let checks = service.check_keys(real).filter_map(|key| statuses.get(&key).map(check_row)).collect();
+            let checks = service.check_keys(real).filter_map(|key| Some(self.check_row(statuses.get(&key)?))).collect();
             let finding = self.core.decisive(service, real).and_then(|key| self.diagnoses.finding(&key).cloned());
             Some(RealDetail { row, checks, finding })
         };
@@ -71,6 +89,28 @@ impl Daemon {
         });
     }
 
+    fn check_row(&self, status: &CheckStatus) -> CheckRow {
+        let rtts = status.rtts.map(|rtts| RttStats {
+            count: rtts.count,
+            min_us: micros(rtts.min),
+            avg_us: micros(rtts.avg),
+            max_us: micros(rtts.max),
+        });
+        CheckRow {
+            check: status.key.to_string(),
+            state: health(status.state),
+            severity: severity(status.state),
+            reason: status.reason.code().to_owned(),
+            detail: status.detail.clone(),
+            since: self.history.since(&status.key, status.state).unwrap_or_else(|| timestamp(status.since)),
+            last_check: status.last_run.map(timestamp),
+            rtt_us: status.rtt.map(micros),
+            rtts,
+            rise: status.rise,
+            fall: status.fall,
+        }
+    }
+
     /// The reals that a question is about, with each VIP that has them.
     pub(super) fn members(&self, question: HistoryQuestion) -> Result<Vec<(&Service, IpAddr)>, String> {
         let HistoryQuestion { real, vip, port } = question;
@@ -96,45 +136,29 @@ impl Daemon {
     }
 }
 
-fn history_row(vip: VipKey, Entry { transition, why }: &Entry) -> HistoryRow {
-    let key = &transition.key;
+fn history_row(vip: VipKey, key: &CheckKey, entry: &Entry) -> HistoryRow {
+    let Entry { at, before, after, reason, detail, rtt, why } = entry.clone();
     HistoryRow {
-        at: timestamp(transition.at),
+        at,
         vip: vip.address,
         protocol: vip.protocol,
         port: vip.port,
         real: key.real,
         check: key.to_string(),
-        before: health(transition.from),
-        after: health(transition.to),
-        severity: severity(transition.to),
-        reason: transition.reason.code().to_owned(),
-        detail: transition.detail.clone(),
-        rtt_us: transition.rtt.map(micros),
-        why: why.clone(),
+        before: health(before),
+        after: health(after),
+        severity: severity(after),
+        reason,
+        detail,
+        rtt_us: rtt.map(micros),
+        why,
     }
 }
 
-fn check_row(status: &CheckStatus) -> CheckRow {
-    let rtts = status.rtts.map(|rtts| RttStats {
-        count: rtts.count,
-        min_us: micros(rtts.min),
-        avg_us: micros(rtts.avg),
-        max_us: micros(rtts.max),
-    });
-    CheckRow {
-        check: status.key.to_string(),
-        state: health(status.state),
-        severity: severity(status.state),
-        reason: status.reason.code().to_owned(),
-        detail: status.detail.clone(),
-        since: timestamp(status.since),
-        last_check: status.last_run.map(timestamp),
-        rtt_us: status.rtt.map(micros),
-        rtts,
-        rise: status.rise,
-        fall: status.fall,
-    }
+/// The checks of a configuration.
+pub(super) fn check_keys(config: &Config) -> impl Iterator<Item = CheckKey> {
+    let of_vip = |vip| config::Vip::reals(vip).iter().flat_map(move |real| service::check_keys(vip, real.address));
+    config.vips().iter().flat_map(of_vip).map(|(key, _)| key)
 }
 
 fn severity(state: State) -> Option<Severity> {

@@ -163,6 +163,8 @@ impl Daemon {
             let check = key.as_ref().and_then(|key| statuses.get(key));
             let standing = standings.get(&real.address);
             let order = self.orders.get(&(service.config.key(), real.address));
+            // Of a state that this daemon has not seen yet too.
+            let kept = standing.zip(key.as_ref()).and_then(|(s, key)| self.history.since(key, s.state));
             let reason = match standing {
                 Some(_) => check.map_or("INIT", |c| c.reason.code()),
                 None => NO_INDEX,
@@ -176,7 +178,7 @@ impl Daemon {
                 admin: order.map_or(Admin::Enabled, |order| order.state),
                 state: standing.map_or(Health::Init, |s| health(s.state)),
                 reason: reason.to_owned(),
-                since: check.map_or(self.started, |c| timestamp(c.since)),
+                since: kept.or_else(|| check.map(|c| timestamp(c.since))).unwrap_or(self.started),
                 last_check: check.and_then(|c| c.last_run).map(timestamp),
                 rtt_us: check.and_then(|c| c.rtt).map(micros),
                 rise: check.map_or(0, |c| c.rise),

@@ -146,12 +146,17 @@ impl DataPlane {
 
     /// The pins of links, an earlier daemon's included.
     fn links(&self) -> Result<Vec<PathBuf>, Error> {
-        let list = || -> std::io::Result<Vec<PathBuf>> {
-            let entries = std::fs::read_dir(&self.directory)?;
-            entries.map(|entry| entry.map(|e| e.path())).collect()
-        };
-        let mut pins = list().map_err(Error::new("list", self.directory.display()))?;
-        pins.retain(|p| p.file_name().is_some_and(|name| name.to_string_lossy().starts_with(LINK_PREFIX)));
-        Ok(pins)
+        links_in(&self.directory)
     }
+}
+
+/// The pins of links in a directory.
+pub(super) fn links_in(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let list = || -> std::io::Result<Vec<PathBuf>> {
+        let entries = std::fs::read_dir(directory)?;
+        entries.map(|entry| entry.map(|e| e.path())).collect()
+    };
+    let mut pins = list().map_err(Error::new("list", directory.display()))?;
+    pins.retain(|p| p.file_name().is_some_and(|name| name.to_string_lossy().starts_with(LINK_PREFIX)));
+    Ok(pins)
 }

@@ -1,6 +1,6 @@
 //! The table of tracked flows, mapped: its words are read and cleared without a system call each.
 
-use super::{Error, layout::FLOWS};
+use super::{Error, another, layout::FLOWS};
 use aya::{
     Ebpf,
     maps::{Map, MapData},
@@ -20,7 +20,7 @@ use std::{num::NonZeroUsize, path::Path, ptr::NonNull, slice};
 pub struct FlowTable {
     buckets: NonNull<Bucket>,
     size: TableSize,
-    map_id: u32,
+    map: MapData,
 }
 
 #[expect(unsafe_code, reason = "a mapping belongs to the process, and its words are atomic")]
@@ -56,7 +56,7 @@ impl FlowTable {
             let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
             mmap(None, length, access, MapFlags::MAP_SHARED, table.fd(), 0)
         }?;
-        Ok(Self { buckets: start.cast(), size, map_id: info.id() })
+        Ok(Self { buckets: start.cast(), size, map: another(table)? })
     }
 
     /// How large it is.
@@ -65,9 +65,9 @@ impl FlowTable {
         self.size
     }
 
-    /// The kernel's id of the map.
-    pub(super) fn map_id(&self) -> u32 {
-        self.map_id
+    /// The map.
+    pub(super) fn kernel_map(&self) -> &MapData {
+        &self.map
     }
 
     /// The bucket where a flow with this hash is, if anywhere.

@@ -2,16 +2,14 @@
 //! program goes by. The next daemon reads them; the program it loads gets maps of its own, and until the two programs
 //! change places nothing disturbs the one that packets meet.
 
-use super::{DataPlane, Error, bpffs, layout::FLOWS};
+use super::{DataPlane, Error, bpffs, layout::FLOWS, past::Past};
 use crate::{reconcile::Inheritance, vip_table};
-use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError};
-use lb_ebpf::{real::MAX_REALS, ring::Ring, vip::VipTable};
-use std::path::Path;
+use lb_ebpf::real::MAX_REALS;
 
 /// The maps of the attached program that are its own.
 pub(super) const OWN_MAPS: [&str; 2] = ["VIPS", "RINGS"];
 /// Precedes their names while the program is not attached yet.
-const NEW: &str = "new_";
+pub(super) const NEW: &str = "new_";
 
 impl DataPlane {
     /// What an earlier daemon left in this directory; what cannot be read counts as nothing, with a warning.
@@ -30,21 +28,13 @@ impl DataPlane {
     }
 
     fn read_own_maps(&self, inheritance: &mut Inheritance) -> Result<(), Error> {
-        let [vips, rings] = OWN_MAPS.map(|name| self.directory.join(name));
-        let table: VipTable = open(&vips)
-            .and_then(|map: ArrayOfMaps<_, Array<MapData, VipTable>>| map.get(&0, 0)?.get(&0, 0))
-            .map_err(Error::new("read", vips.display()))?;
-        let map: ArrayOfMaps<MapData, Array<MapData, Ring>> =
-            open(&rings).map_err(Error::new("read", rings.display()))?;
+        let mut past = Past::open(&self.directory)?;
+        let table = past.table()?;
         inheritance.hash_key = table.hash_key;
         let vips = vip_table::read(&table);
         inheritance.vips = vips.iter().map(|(&key, entry)| (key, entry.vip)).collect();
-        let part = |place| {
-            let part = map.get(&place, 0).and_then(|inner| inner.get(&0, 0));
-            part.map(Box::new).map_err(Error::new("read", format!("ring part {place}")))
-        };
         for entry in vips.values() {
-            let parts = (0..1 << entry.ring.order()).map(|number| part(entry.ring.place(number)));
+            let parts = (0..1 << entry.ring.order()).map(|number| past.part(entry.ring.place(number)));
             inheritance.rings.insert(entry.vip, parts.collect::<Result<_, _>>()?);
         }
         Ok(())
@@ -59,10 +49,9 @@ impl DataPlane {
     pub(super) fn pin_own_maps(&self) -> Result<(), Error> {
         // A daemon that was killed at this moment may have left some.
         self.unpin_new_maps()?;
-        let ids = self.own_maps.into_iter().chain([self.flows.map_id()]);
-        for (name, id) in self.own_maps().zip(ids) {
+        let maps = self.own_maps.iter().chain([self.flows.kernel_map()]);
+        for (name, map) in self.own_maps().zip(maps) {
             let pin = self.directory.join(format!("{NEW}{name}"));
-            let map = MapData::from_id(id).map_err(Error::new("open map", name))?;
             map.pin(&pin).map_err(Error::new("pin", pin.display()))?;
         }
         Ok(())
@@ -87,8 +76,4 @@ impl DataPlane {
         OWN_MAPS.iter().try_for_each(|name| bpffs::remove(&self.directory.join(name)))?;
         self.unpin_new_maps()
     }
-}
-
-fn open<T: TryFrom<Map, Error = MapError>>(pin: &Path) -> Result<T, MapError> {
-    Map::from_map_data(MapData::from_pin(pin)?)?.try_into()
 }

@@ -5,6 +5,8 @@ mod bpffs;
 mod flows;
 mod inheritance;
 mod layout;
+mod leftovers;
+mod past;
 mod pending;
 mod rings;
 mod test_run;
@@ -12,6 +14,7 @@ mod worker;
 
 pub use attachment::{Attached, Mode};
 pub use flows::{FlowTable, tick_now};
+pub use leftovers::detach;
 pub use test_run::{Ran, TEST_RUN_FRAME, XdpAction};
 pub use worker::{Outcome, Report, Worker};
 
@@ -38,6 +41,7 @@ use std::{
     fs::File,
     io,
     ops::{Deref, DerefMut},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
@@ -102,8 +106,8 @@ pub struct Program {
     counts: PerCpuArray<MapData, Counter>,
     syns: PerCpuArray<MapData, SynCounter>,
     flows: FlowTable,
-    /// The kernel's ids of [`OWN_MAPS`].
-    own_maps: [u32; 2],
+    /// Further descriptors of [`OWN_MAPS`], to pin them by.
+    own_maps: [MapData; 2],
 }
 
 /// The program with a place on a bpffs, where its maps and links outlive it.
@@ -178,14 +182,13 @@ impl Program {
         let loader = loader.map_max_entries(FLOWS, buckets).override_global("FLOWS_SIZE", flows, true);
         let mut ebpf = loader.load(LOAD_BALANCER).map_err(Error::new("load", "the XDP object"))?;
         xdp(&mut ebpf)?.load().map_err(Error::new("load", "the XDP program"))?;
-        let id = |name| map_id(&ebpf, name).map_err(Error::new("find map", name));
+        let another = |name| another_of(&ebpf, name).map_err(Error::new("find map", name));
         let [vips, rings] = OWN_MAPS;
-        let own_maps = [id(vips)?, id(rings)?];
-        let [_, rings] = own_maps;
+        let (own_maps, further) = ([another(vips)?, another(rings)?], another(rings)?);
         Ok(Self {
             own_maps,
             vips: take(&mut ebpf, "VIPS")?,
-            rings: Rings::new(take(&mut ebpf, "RINGS")?, rings),
+            rings: Rings::new(take(&mut ebpf, "RINGS")?, further),
             reals: take(&mut ebpf, "REALS")?,
             counts: take(&mut ebpf, "COUNTS")?,
             syns: take(&mut ebpf, "SYNS")?,
@@ -294,11 +297,16 @@ fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, Error> {
     program.try_into().map_err(Error::new("use", PROGRAM))
 }
 
-fn map_id(ebpf: &Ebpf, name: &str) -> Result<u32, Box<dyn std::error::Error + Send + Sync>> {
+fn another_of(ebpf: &Ebpf, name: &str) -> Result<MapData, Box<dyn std::error::Error + Send + Sync>> {
     match ebpf.map(name) {
-        Some(Map::ArrayOfMaps(map)) => Ok(map.info()?.id()),
+        Some(Map::ArrayOfMaps(map)) => Ok(another(map)?),
         _ => Err("not in the object".into()),
     }
+}
+
+/// The same map by another descriptor. By its id the kernel opens it only for `CAP_SYS_ADMIN`.
+fn another(map: &MapData) -> Result<MapData, MapError> {
+    MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, Error> {

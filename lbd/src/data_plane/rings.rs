@@ -2,22 +2,29 @@
 //! name the same one: VIPs with the same reals and the same history cost the memory, and the cache, of one ring.
 //!
 //! A place belongs to one VIP all the same, so no VIP's change touches what another one's packets read, and the kernel
-//! counts how many places name an inner map and frees it with the last.
+//! counts how many places name an inner map and frees it with the last, once lbd has closed it too. lbd keeps the inner
+//! maps in use open, to give them to further places: by its id the kernel opens one only for `CAP_SYS_ADMIN`.
 
-use super::Error;
+use super::{Error, another};
 use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError};
-use lb_ebpf::ring::Ring;
+use lb_ebpf::ring::{MAX_RINGS, RING_PARTS, Ring};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::Hasher,
-    io, thread,
+    io,
+    sync::Arc,
+    thread,
 };
 
 /// Threads that update places at the same time.
 const SWAPPERS: usize = 256;
-/// Inner maps that are open at the same time: a process may have 1,024 files unless told otherwise.
-const OPEN: usize = 256;
+/// Inner maps that are written at the same time.
+const WRITTEN: usize = 256;
+/// Open files beside the inner maps that are kept: those being written, the swappers' descriptors of the outer map, and
+/// all that is not of this file.
+const OTHERS: u64 = 256 + 256 + 256;
 
 type Inner = Array<MapData, Ring>;
 pub(super) type Outer = ArrayOfMaps<MapData, Inner>;
@@ -25,10 +32,14 @@ pub(super) type Outer = ArrayOfMaps<MapData, Inner>;
 /// The map of rings, and what it holds.
 pub(super) struct Rings {
     outer: Outer,
-    /// The kernel's id of it.
-    id: u32,
+    /// A further descriptor of it, to make others of.
+    further: MapData,
     /// The content of each place that was written.
     held: BTreeMap<u32, Digest>,
+    /// The inner maps in use, as far as there is room. One that is not here is made anew for a further place.
+    open: HashMap<Digest, Arc<Inner>>,
+    /// So many may be open.
+    room: usize,
 }
 
 /// Stands for a part's content. Two contents that differ have the same one by accident once in 2^128.
@@ -68,15 +79,16 @@ impl Wanted<'_> {
 }
 
 impl Rings {
-    pub(super) fn new(outer: Outer, id: u32) -> Self {
-        Self { outer, id, held: BTreeMap::new() }
+    /// `further` is another descriptor of `outer`.
+    pub(super) fn new(outer: Outer, further: MapData) -> Self {
+        Self { outer, further, held: BTreeMap::new(), open: HashMap::new(), room: room() }
     }
 
     /// Swaps these parts, each at its place, and returns those that the kernel refused. A content that some place has
     /// already is not written again.
     pub(super) fn swap<'a>(&mut self, parts: impl IntoIterator<Item = (u32, &'a Ring)>) -> BTreeMap<u32, Error> {
         let wanted = self.wanted(parts);
-        wanted.chunks(OPEN).flat_map(|some| self.swap_some(some)).collect()
+        wanted.chunks(WRITTEN).flat_map(|some| self.swap_some(some)).collect()
     }
 
     /// The contents of places that hold another one.
@@ -93,25 +105,35 @@ impl Rings {
     }
 
     fn swap_some(&mut self, wanted: &[Wanted<'_>]) -> BTreeMap<u32, Error> {
-        let holders: HashMap<Digest, u32> = self.held.iter().map(|(&place, &content)| (content, place)).collect();
         let mut refused = BTreeMap::new();
         let mut inners = Vec::new();
         for wanted in wanted {
-            // Open from here on, whatever the place that it is taken from names meanwhile.
-            match self.inner(holders.get(&wanted.content).copied(), wanted.part) {
+            match self.inner(wanted) {
                 Ok(inner) => inners.push((inner, wanted)),
                 Err(error) => refused.extend(all_refused(&wanted.places, &error)),
             }
         }
         let updates: Vec<Update<'_>> = inners.iter().flat_map(|(inner, wanted)| wanted.updates(inner)).collect();
         refused.extend(self.update(&updates));
+        self.keep(inners.into_iter().map(|(inner, wanted)| (wanted.content, inner)));
         refused
     }
 
-    /// The inner map with this content: that of the place which holds it, or else, if it cannot be opened, a new one.
-    fn inner(&self, holder: Option<u32>, part: &Ring) -> Result<Inner, MapError> {
-        let held = holder.and_then(|place| self.outer.get(&place, 0).ok());
-        held.map_or_else(|| super::filled(part), Ok)
+    /// The inner map with this content: that which is open, or else a new one.
+    fn inner(&self, wanted: &Wanted<'_>) -> Result<Arc<Inner>, MapError> {
+        let open = self.open.get(&wanted.content).cloned();
+        open.map_or_else(|| super::filled(wanted.part).map(Arc::new), Ok)
+    }
+
+    /// Keeps these open, and no longer what no place names any more.
+    fn keep(&mut self, inners: impl Iterator<Item = (Digest, Arc<Inner>)>) {
+        let named: HashSet<Digest> = self.held.values().copied().collect();
+        self.open.retain(|content, _| named.contains(content));
+        for (content, inner) in inners.filter(|(content, _)| named.contains(content)) {
+            if self.open.len() < self.room {
+                self.open.insert(content, inner);
+            }
+        }
     }
 
     /// The kernel waits for a grace period in each update of an outer map. Updates at the same time wait for the same
@@ -119,7 +141,7 @@ impl Rings {
     fn update(&mut self, updates: &[Update<'_>]) -> BTreeMap<u32, Error> {
         let refused = match updates {
             [_] => update_each(&mut self.outer, updates),
-            _ => update_together(self.id, updates),
+            _ => update_together(&self.further, updates),
         };
         for update in updates {
             if refused.contains_key(&update.place) {
@@ -133,8 +155,18 @@ impl Rings {
     }
 }
 
-fn update_together(outer: u32, updates: &[Update<'_>]) -> BTreeMap<u32, Error> {
-    let open = || -> Result<Outer, MapError> { Map::from_map_data(MapData::from_id(outer)?)?.try_into() };
+/// So many inner maps may be open: one for each place, if the limit of open files allows it, which is raised as far as it
+/// may be.
+fn room() -> usize {
+    let places = (MAX_RINGS * RING_PARTS) as u64;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 0 };
+    let wanted = hard.min(places + OTHERS).max(soft);
+    let limit = if setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok() { wanted } else { soft };
+    usize::try_from(limit.saturating_sub(OTHERS).min(places)).unwrap_or(0)
+}
+
+fn update_together(outer: &MapData, updates: &[Update<'_>]) -> BTreeMap<u32, Error> {
+    let open = || -> Result<Outer, MapError> { Map::from_map_data(another(outer)?)?.try_into() };
     let places = |part: &[Update<'_>]| part.iter().map(|update| update.place).collect::<Vec<_>>();
     let body = |part: &[Update<'_>]| match open() {
         Ok(mut outer) => update_each(&mut outer, part),

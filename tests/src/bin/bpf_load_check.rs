@@ -7,11 +7,12 @@ use aya::{
     Btf, EbpfLoader,
     programs::{Program, ProgramError},
 };
-use lb_ebpf::objects::{DECAP, LOAD_BALANCER, PROBE_CAPTURE, PROOF, XDP_PASS};
+use lb_ebpf::objects::{DECAP, LOAD_BALANCER, MAP_READER, PROBE_CAPTURE, PROOF, XDP_PASS};
 
 fn main() -> ExitCode {
     let objects = [
         ("load_balancer", LOAD_BALANCER),
+        ("map_reader", MAP_READER),
         ("probe_capture", PROBE_CAPTURE),
         ("decap", DECAP),
         ("proof", PROOF),

@@ -1,5 +1,5 @@
-//! `package_files DIRECTORY`: what a package holds beside the program, made from the program's own code: manual pages and
-//! shell completions from its command line, and its unit. `./run package` starts it before cargo-deb.
+//! `package_files DIRECTORY`: what packages hold beside the programs, made from the programs' own code: manual pages and
+//! shell completions from their command lines, and a unit. `./run package` starts it before cargo-deb.
 
 use std::{
     env, fs, io,
@@ -14,11 +14,21 @@ use clap_mangen::Man;
 /// System administration (man(1)).
 const SECTION: &str = "8";
 
+#[expect(dead_code, reason = "only the arguments are of interest")]
+#[path = "../../../hc-prober/src/cli.rs"]
+mod hc_prober_cli;
+
 fn main() -> anyhow::Result<()> {
     let directory = env::args_os().nth(1).map(PathBuf::from).context("usage: package_files DIRECTORY")?;
+    let programs = [
+        realsrv_setup::cli::Cli::command(),
+        lbd::commands::Cli::command(),
+        lbd::cli::Cli::command(),
+        hc_prober_cli::Cli::command(),
+    ];
     let units = [("realsrv-setup.service", realsrv_setup::persist::packaged_unit())];
     fs::create_dir_all(&directory)
-        .and_then(|()| write_manual_and_completions(realsrv_setup::cli::Cli::command(), &directory))
+        .and_then(|()| programs.into_iter().try_for_each(|program| write_manual_and_completions(program, &directory)))
         .and_then(|()| units.into_iter().try_for_each(|(name, unit)| fs::write(directory.join(name), unit)))
         .with_context(|| format!("writing into {}", directory.display()))
 }

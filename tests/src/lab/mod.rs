@@ -38,7 +38,7 @@ pub use self::{
     nginx::{BIG_LEN, Nginx},
     packet::{Body, Datagram, Packet, Payload, TcpFlags},
     process::{Running, run, wait_until as wait_for},
-    services::{Lbd, binary},
+    services::{Lbd, LbdStart, binary},
 };
 use self::{
     error::file,

@@ -44,6 +44,17 @@ pub struct Lbd {
     pub log: PathBuf,
 }
 
+/// How lbd is started.
+#[derive(Debug, Clone, Default)]
+pub struct LbdStart {
+    /// A program and its arguments that become lbd (`setpriv …`); empty: none.
+    pub wrapper: Vec<String>,
+    /// Variables beside those of this process.
+    pub environment: Vec<(String, String)>,
+    /// Another lbd than that of this workspace.
+    pub program: Option<PathBuf>,
+}
+
 impl Lab {
     /// Makes each host a DSR real for the VIP: `realsrv-setup apply`.
     ///
@@ -109,15 +120,15 @@ impl Lab {
     /// # Errors
     /// [`Error::NotBuilt`], what lbd logged if it ended, [`Error::TimedOut`] if it opens no socket.
     pub fn start_lbd(&self, config: &str, options: &[&str]) -> Result<Running> {
-        let paths = self.lbd();
-        fs::write(&paths.config, config).map_err(file("writing", &paths.config))?;
-        let log = File::options().create(true).append(true).open(&paths.log).map_err(file("opening", &paths.log))?;
-        let stderr = log.try_clone().map_err(file("opening", &paths.log))?;
-        let mut command = self.lb().command(binary("lbd")?);
-        command.args(["run", "--config"]).arg(&paths.config).arg("--socket").arg(&paths.socket);
-        command.arg("--state-dir").arg(&paths.state).arg("--bpffs").arg(&paths.pins).args(options);
-        // A group of its own: Ctrl-C at the terminal is not meant for the daemon.
-        let mut lbd = Running::start(command.stdout(log).stderr(stderr).process_group(0))?;
+        self.start_lbd_so(config, &LbdStart::default(), options)
+    }
+
+    /// The same in another manner.
+    ///
+    /// # Errors
+    /// As [`Lab::start_lbd`].
+    pub fn start_lbd_so(&self, config: &str, how: &LbdStart, options: &[&str]) -> Result<Running> {
+        let (mut lbd, paths) = (self.spawn_lbd(config, how, options)?, self.lbd());
         wait_until("lbd to answer on its socket", BOUND, || match lbd.exited()? {
             Some(status) => {
                 let stderr = fs::read_to_string(&paths.log).unwrap_or_default();
@@ -126,6 +137,31 @@ impl Lab {
             None => Ok(UnixStream::connect(&paths.socket).is_ok().then_some(())),
         })?;
         Ok(lbd)
+    }
+
+    /// The same without waiting for anything.
+    ///
+    /// # Errors
+    /// [`Error::NotBuilt`], or the program cannot be started.
+    pub fn spawn_lbd(&self, config: &str, how: &LbdStart, options: &[&str]) -> Result<Running> {
+        let paths = self.lbd();
+        fs::write(&paths.config, config).map_err(file("writing", &paths.config))?;
+        let log = File::options().create(true).append(true).open(&paths.log).map_err(file("opening", &paths.log))?;
+        let stderr = log.try_clone().map_err(file("opening", &paths.log))?;
+        let program = how.program.clone().map_or_else(|| binary("lbd"), Ok)?;
+        let mut command = match how.wrapper.split_first() {
+            Some((wrapper, arguments)) => {
+                let mut command = self.lb().command(wrapper);
+                command.args(arguments).arg(program);
+                command
+            }
+            None => self.lb().command(program),
+        };
+        command.envs(how.environment.iter().map(|(name, value)| (name, value)));
+        command.args(["run", "--config"]).arg(&paths.config).arg("--socket").arg(&paths.socket);
+        command.arg("--state-dir").arg(&paths.state).arg("--bpffs").arg(&paths.pins).args(options);
+        // A group of its own: Ctrl-C at the terminal is not meant for the daemon.
+        Running::start(command.stdout(log).stderr(stderr).process_group(0))
     }
 
     /// `lbctl`, speaking to this lab's lbd.

@@ -3,6 +3,7 @@
 
 use aya::programs::links::{FdLink, PinnedLink};
 use lbd::model::{Health, RealRow, Status};
+use nix::{sys::signal::Signal, unistd::Pid};
 use std::{
     fs::{self, File},
     net::{IpAddr, SocketAddr},
@@ -15,7 +16,7 @@ use std::{
     thread::JoinHandle,
     time::{Duration, Instant},
 };
-use tests::lab::{Host, Lab, LabConfig, Result, Running, VIP, VIP6, run, wait_for};
+use tests::lab::{Host, Lab, LabConfig, LbdStart, Result, Running, VIP, VIP6, run, wait_for};
 
 pub(crate) const TIMING: &str = "interval = \"500ms\"\ntimeout = \"500ms\"\nfall = 2";
 /// `fall × 1.1 × interval + timeout + 0.3 s`, and as much again: this asserts that it happens, benches say how fast.
@@ -92,9 +93,20 @@ impl Service {
 
     /// Starts lbd again, with the configuration as it is; returns when the new one is attached.
     pub(crate) fn restart(&mut self) {
+        self.restart_so(&LbdStart::default());
+    }
+
+    /// The same in another manner.
+    pub(crate) fn restart_so(&mut self, how: &LbdStart) {
         let config = fs::read_to_string(self.lab.lbd().config).unwrap();
-        self.lbd = self.lab.start_lbd(&config, self.options).unwrap();
+        self.lbd = self.lab.start_lbd_so(&config, how, self.options).unwrap();
         self.wait_until_attached();
+    }
+
+    /// Ends lbd by a signal.
+    pub(crate) fn end(&mut self, signal: Signal) {
+        self.lbd.signal(signal).unwrap();
+        self.lbd.wait(SOON).unwrap();
     }
 
     pub(crate) fn wait_until_attached(&self) {
@@ -251,6 +263,14 @@ impl Drop for Requests {
         self.stop.store(true, Ordering::Relaxed);
         let _ = self.thread.take().map(JoinHandle::join);
     }
+}
+
+/// The thread of a process that has this name.
+pub(crate) fn thread(pid: u32, name: &str) -> Pid {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap());
+    let named = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap().trim() == name;
+    let task = tasks.into_iter().find(named).unwrap();
+    Pid::from_raw(task.file_name().to_str().unwrap().parse().unwrap())
 }
 
 pub(crate) fn slowest(outcomes: &[Outcome]) -> Duration {
