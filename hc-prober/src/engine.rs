@@ -12,7 +12,7 @@ use crate::{
     lane::{Flight, Lane},
     ration::Ration,
     reply::{Answer, IcmpError, Reply, parse},
-    report::{Counters, Reason},
+    report::{Counters, Reason, State},
     roster::Roster,
     schedule::{Queue, jitter, phase},
     state::Event,
@@ -90,14 +90,14 @@ pub struct Engine {
     echo_data: usize,
     refused_since: Option<Monotonic>,
     patience: Duration,
-    /// That of all reals, while it does not answer.
-    silent_gateway: Option<IpAddr>,
+    /// What is broken on our side of the way to all reals.
+    fault: Option<Detail>,
     /// When a probe was last answered, in whatever way.
     answered_at: Monotonic,
-    /// Silence was put down to the gateway since.
+    /// Silence was put down to it since.
     cut_off: bool,
-    /// A gateway that was silent, and when that ended.
-    released: Option<(IpAddr, Monotonic)>,
+    /// What was broken, and when that ended.
+    released: Option<(Detail, Monotonic)>,
 }
 
 impl Engine {
@@ -118,27 +118,27 @@ impl Engine {
             echo_data: 0,
             refused_since: None,
             patience: LEAST_PATIENCE,
-            silent_gateway: None,
+            fault: None,
             answered_at: Monotonic::default(),
             cut_off: false,
             released: None,
         }
     }
 
-    /// Whether the last silence was put down to the gateway, and nothing was answered since.
+    /// Whether the last silence was put down to a fault of our side, and nothing was answered since.
     #[must_use]
     pub fn is_cut_off(&self) -> bool {
         self.cut_off
     }
 
-    /// As long as this gateway on the way is silent, and nothing at all is answered, silence is a fault of our side.
-    pub fn set_silent_gateway(&mut self, gateway: Option<IpAddr>, now: Monotonic) {
-        if gateway.is_none() && self.cut_off {
-            // It lets packets through again: those that left before may still be lost.
-            self.released = self.silent_gateway.map(|gateway| (gateway, now));
+    /// As long as this is broken on our side of the way to all reals, and nothing at all is answered, silence is no real's.
+    pub fn set_fault(&mut self, fault: Option<Detail>, now: Monotonic) {
+        if fault.is_none() && self.cut_off {
+            // Packets get through again: those that left before may still be lost.
+            self.released = self.fault.map(|fault| (fault, now));
             self.cut_off = false;
         }
-        self.silent_gateway = gateway;
+        self.fault = fault;
     }
 
     /// From now on echo requests carry so many bytes of data; never less than a cookie.
@@ -453,7 +453,7 @@ impl Engine {
         let probe = flight.probe();
         // Whatever it says, packets come and go.
         self.answered_at = self.answered_at.max(at);
-        self.set_silent_gateway(None, at);
+        self.set_fault(None, at);
         if let Answer::Error { .. } = answer {
             self.refused(flight, at);
         }
@@ -517,13 +517,13 @@ impl Engine {
             evidence.filter(|(_, at)| now.since(*at) < EVIDENCE_LIFE).map(|(error, _)| Detail::Outer(*error));
         let ration = self.rations.get(&subject.check.key.real);
         let left_at = now.before(subject.check.timing.timeout);
-        let silent = self.silent_gateway.filter(|_| self.answered_at <= left_at);
-        let released = self.released.filter(|(_, at)| left_at <= *at).map(|(gateway, _)| gateway);
+        let fault = self.fault.filter(|_| self.answered_at <= left_at);
+        let released = self.released.filter(|(_, at)| left_at <= *at).map(|(fault, _)| fault);
         let silence = subject.silence(probe.serial, now, evidence, ration);
-        let finding = match silent.or(released) {
-            Some(gateway) if silence.reason == Reason::Timeout => {
-                self.cut_off |= silent.is_some();
-                Finding::unknown(Reason::NotSent, Some(Detail::Gateway(gateway)))
+        let finding = match fault.or(released) {
+            Some(detail) if silence.reason == Reason::Timeout => {
+                self.cut_off |= fault.is_some();
+                Finding::unknown(Reason::NotSent, Some(detail))
             }
             _ => silence,
         };
@@ -579,6 +579,12 @@ impl Engine {
     #[must_use]
     pub fn check(&self, number: u32) -> Option<&Check> {
         self.checks.get(number).map(|subject| &subject.check)
+    }
+
+    /// Whether the verdict of the check with this number is UP.
+    #[must_use]
+    pub fn is_up(&self, number: u32) -> bool {
+        self.checks.get(number).is_some_and(|subject| subject.machine.state == State::Up)
     }
 
     /// Probes that await a result.

@@ -73,6 +73,8 @@ pub enum Detail {
     NoSource(i32),
     /// Nothing at all is answered, and this gateway on the way to the reals is silent too.
     Gateway(IpAddr),
+    /// Nothing at all is answered, and the interface on the way to the reals, by this name, has no link.
+    Link(Name),
     /// An IPv6 target in an IPv4 tunnel.
     Encapsulation,
     /// A DNS response with this code, which is no answer to the question.
@@ -81,6 +83,32 @@ pub enum Detail {
     Kiss([u8; 4]),
     /// An NTP server does not have the time.
     Unsynchronised,
+}
+
+/// The name of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name([u8; Self::MOST]);
+
+impl Name {
+    /// `IFNAMSIZ` with its terminating zero.
+    const MOST: usize = 16;
+
+    /// What fits of it.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let mut bytes = [0; Self::MOST];
+        for (byte, new) in bytes.iter_mut().zip(name.bytes()) {
+            *byte = new;
+        }
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0.split(|byte| *byte == 0).next().unwrap_or_default();
+        write!(f, "{}", bytes.escape_ascii())
+    }
 }
 
 impl fmt::Display for Detail {
@@ -94,6 +122,7 @@ impl fmt::Display for Detail {
                 code => write!(f, "DNS response code {code}"),
             },
             Self::Gateway(gateway) => write!(f, "the gateway {gateway} does not answer"),
+            Self::Link(name) => write!(f, "the interface {name} has no link"),
             Self::Kiss(code) => write!(f, "NTP kiss-o'-death {}", code.escape_ascii()),
             Self::Unsynchronised => f.write_str("the NTP server is not synchronised"),
             Self::Inner(error) if error.trouble() == Trouble::TimeExceeded => {

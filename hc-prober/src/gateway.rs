@@ -1,5 +1,6 @@
-//! Whether the one router that is the first on the way to all reals is there: if nothing at all is answered and it does not
-//! answer either, silence says nothing about any real. docs/decisions/silent-gateway.md tells why only then.
+//! Whether our side of the way to all reals is there: the one interface by which they are reached, and the one router that is
+//! the first on the way. If nothing at all is answered, and the interface has no link or the router does not answer either,
+//! silence says nothing about any real. docs/decisions/silent-gateway.md tells why only then.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -22,7 +23,7 @@ const PATIENCE: Duration = Duration::from_millis(150);
 /// So many times.
 const TRIES: u32 = 2;
 
-/// From one question to the next.
+/// From one question to the next, while no verdict is at stake: a real that is DOWN is silent for long.
 const PACE: Duration = Duration::from_secs(1);
 
 /// For so long nobody is asked, since somebody was answered: packets come and go, whatever the gateway says of itself.
@@ -33,56 +34,91 @@ const TRUST: Duration = Duration::from_secs(10);
 pub struct Suspicion {
     /// Not before.
     next: Option<Monotonic>,
-    silent: Option<IpAddr>,
+    /// Nobody is asked before.
+    trusted_until: Option<Monotonic>,
+    /// A question is under way.
+    asking: bool,
+    fault: Option<Detail>,
+}
+
+/// What is common to the ways to all reals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// The interface.
+    interface: u32,
+    /// The first router; `None`: there are several, or a real is on our own link.
+    gateway: Option<IpAddr>,
+}
+
+impl Way {
+    /// Whether this is a fault of it.
+    #[must_use]
+    pub fn has(&self, fault: Detail) -> bool {
+        !matches!(fault, Detail::Gateway(gateway) if Some(gateway) != self.gateway)
+    }
 }
 
 impl Suspicion {
-    /// A probe has its result; whether it is time to ask. Anybody's answer ends the silence.
-    pub fn found(&mut self, finding: &Finding, now: Monotonic) -> bool {
+    /// A probe has its result; whether it is time to ask. Anybody's answer ends the silence. `is_at_stake`: the check is UP.
+    pub fn found(&mut self, finding: &Finding, is_at_stake: bool, now: Monotonic) -> bool {
         let is_silence = match (finding.event, finding.reason, finding.detail) {
-            (Event::Fail(_), Reason::Timeout, None) | (Event::Unknown, _, Some(Detail::Gateway(_))) => true,
+            (Event::Fail(_), Reason::Timeout, None)
+            | (Event::Unknown, _, Some(Detail::Gateway(_) | Detail::Link(_))) => true,
             (Event::Fail(_) | Event::Unknown | Event::Pass, _, _) => false,
         };
         if !is_silence {
-            if self.silent.take().is_some() {
-                self.next = Some(now + TRUST);
+            if self.fault.take().is_some() {
+                self.trusted_until = Some(now + TRUST);
             }
             return false;
         }
-        let is_time = self.next.is_none_or(|next| now >= next);
+        let is_over = |until: Option<Monotonic>| until.is_none_or(|until| now >= until);
+        let is_time = is_over(self.trusted_until) && (is_over(self.next) || (is_at_stake && !self.asking));
         if is_time {
-            self.next = Some(now + PACE);
+            (self.next, self.asking) = (Some(now + PACE), true);
         }
         is_time
     }
 
-    /// What came of the question: the gateway, if it is silent.
-    pub fn asked(&mut self, silent: Option<IpAddr>) {
-        self.silent = silent;
+    /// What came of the question: what is broken.
+    pub fn asked(&mut self, fault: Option<Detail>) {
+        (self.fault, self.asking) = (fault, false);
     }
 
-    /// The gateway that was silent when it was last asked.
+    /// What was broken when it was last asked.
     #[must_use]
-    pub fn silent(&self) -> Option<IpAddr> {
-        self.silent
+    pub fn fault(&self) -> Option<Detail> {
+        self.fault
     }
 }
 
-/// The one gateway on the way to all of these reals. `None`: there are several, or a real is on our own link, or has no route.
-pub async fn only(routes: &Handle, reals: &BTreeSet<IpAddr>) -> Option<IpAddr> {
-    let mut only = None;
+/// What is common to the ways to all of these reals. `None`: they leave by several interfaces, or one has no route.
+pub async fn only(routes: &Handle, reals: &BTreeSet<IpAddr>) -> Option<Way> {
+    let mut only: Option<Way> = None;
     for &real in reals {
-        let gateway = route::lookup(routes, real).await.ok()?.gateway?;
-        if *only.get_or_insert(gateway) != gateway {
+        let route = route::lookup(routes, real).await.ok()?;
+        let way = only.get_or_insert(Way { interface: route.interface, gateway: route.gateway });
+        if way.interface != route.interface {
             return None;
         }
+        way.gateway = way.gateway.filter(|gateway| Some(*gateway) == route.gateway);
     }
     only
 }
 
+/// What is broken on this way to all reals, of which this one was silent; `None`: nothing, or it cannot be known.
+pub async fn fault(routes: &Handle, way: Way, real: IpAddr) -> Option<Detail> {
+    let interface = route::interface(routes, way.interface).await.ok()?;
+    if !interface.has_link {
+        return Some(Detail::Link(interface.name));
+    }
+    way.gateway?;
+    silent(routes, real).await.map(Detail::Gateway)
+}
+
 /// The gateway on the way to a real, if it is an Ethernet neighbour that does not answer. `None`: it does, or there is none,
 /// or it cannot be known: somebody has told the kernel its address for good, so it need not answer.
-pub async fn silent(routes: &Handle, real: IpAddr) -> Option<IpAddr> {
+async fn silent(routes: &Handle, real: IpAddr) -> Option<IpAddr> {
     let route = route::lookup(routes, real).await.ok()?;
     let gateway = route.gateway.filter(|gateway| gateway.is_ipv4() == route.source.is_ipv4())?;
     let mac = route::interface(routes, route.interface).await.ok()?.mac?;
@@ -123,21 +159,25 @@ mod tests {
     use crate::report::Severity;
 
     #[test]
-    fn gateway_is_asked_for_at_once_and_then_once_a_second_while_there_is_silence() {
+    fn gateway_is_asked_for_at_once_and_then_once_a_second_unless_a_verdict_is_at_stake() {
         let at = |millis| Monotonic::default() + Duration::from_millis(millis);
         let silence = Finding::fail(Severity::Hard, Reason::Timeout, None);
         let (passed, closed) = (Finding::pass(Reason::L4Ok), Finding::fail(Severity::Soft, Reason::PortClosed, None));
         let mut suspicion = Suspicion::default();
-        assert!(!suspicion.found(&passed, at(0)) && !suspicion.found(&closed, at(0)));
-        assert!(suspicion.found(&silence, at(100)));
-        assert!(!suspicion.found(&silence, at(1000)));
-        assert!(suspicion.found(&silence, at(1100)));
-        let gateway = IpAddr::from([198, 18, 0, 1]);
+        assert!(!suspicion.found(&passed, true, at(0)) && !suspicion.found(&closed, true, at(0)));
+        assert!(suspicion.found(&silence, false, at(100)));
+        assert!(!suspicion.found(&silence, true, at(200)), "a question is under way");
+        suspicion.asked(None);
+        assert!(!suspicion.found(&silence, false, at(400)));
+        assert!(suspicion.found(&silence, true, at(400)));
+        assert!(!suspicion.found(&silence, false, at(1399)));
+        assert!(suspicion.found(&silence, false, at(1400)));
+        let gateway = Detail::Gateway([198, 18, 0, 1].into());
         suspicion.asked(Some(gateway));
-        assert_eq!(suspicion.silent(), Some(gateway));
-        assert!(!suspicion.found(&closed, at(1150)));
-        assert_eq!(suspicion.silent(), None, "somebody was answered");
-        assert!(!suspicion.found(&silence, at(11_100)), "the gateway's own silence says nothing then");
-        assert!(suspicion.found(&silence, at(11_150)));
+        assert_eq!(suspicion.fault(), Some(gateway));
+        assert!(!suspicion.found(&closed, true, at(1450)));
+        assert_eq!(suspicion.fault(), None, "somebody was answered");
+        assert!(!suspicion.found(&silence, true, at(11_400)), "the gateway's own silence says nothing then");
+        assert!(suspicion.found(&silence, false, at(11_450)));
     }
 }

@@ -5,10 +5,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use crate::claim::Mac;
+use crate::{claim::Mac, finding::Name};
 use futures::TryStreamExt;
 use netlink_packet_route::{
-    link::{LinkAttribute, LinkLayerType},
+    link::{LinkAttribute, LinkFlags, LinkLayerType},
     route::{RouteAddress, RouteAttribute, RouteMetric, RouteVia},
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
@@ -75,6 +75,10 @@ pub struct Interface {
     pub mtu: u32,
     /// Its hardware address; `None`: it is no Ethernet.
     pub mac: Option<Mac>,
+    /// It is up and has a link, as far as its driver can tell.
+    pub has_link: bool,
+    /// Its name.
+    pub name: Name,
 }
 
 /// Asks the kernel for an interface.
@@ -86,15 +90,17 @@ pub async fn interface(handle: &Handle, index: u32) -> io::Result<Interface> {
     let mut answers = Box::pin(handle.link().get().match_index(index).execute());
     let link = answers.try_next().await.map_err(io::Error::other)?.ok_or_else(gone)?;
     let is_ethernet = link.header.link_layer_type == LinkLayerType::Ether;
-    let (mut mtu, mut mac) = (None, None);
+    let has_link = link.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
+    let (mut mtu, mut mac, mut name) = (None, None, Name::new(""));
     for attribute in link.attributes {
         match attribute {
             LinkAttribute::Mtu(found) => mtu = Some(found),
+            LinkAttribute::IfName(found) => name = Name::new(&found),
             LinkAttribute::Address(address) if is_ethernet => mac = Mac::try_from(address).ok(),
             _ => {}
         }
     }
-    Ok(Interface { mtu: mtu.ok_or_else(gone)?, mac })
+    Ok(Interface { mtu: mtu.ok_or_else(gone)?, mac, has_link, name })
 }
 
 /// The name of the interface through which `address` is reached.

@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     io,
-    net::IpAddr,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
     thread::JoinHandle,
@@ -25,7 +24,7 @@ use crate::{
     driver::{Driver, now, wall},
     engine::{Engine, Output, Planned},
     finding::Detail,
-    gateway::{self, Suspicion},
+    gateway::{self, Suspicion, Way},
     plan::{plan, watches},
     rejects,
     settings::shared_port,
@@ -236,11 +235,11 @@ struct Runner {
     /// Checks whose real or target had no route.
     unrouted: Vec<Check>,
     routes: Handle,
-    /// The one on the way to every real, if there is one: only then is it asked for.
-    gateway: Option<IpAddr>,
+    /// What is common to the ways to all reals: if nothing is, nothing is asked.
+    way: Option<Way>,
     suspicion: Suspicion,
-    /// What came of asking for it.
-    gateways: (mpsc::UnboundedSender<Option<IpAddr>>, mpsc::UnboundedReceiver<Option<IpAddr>>),
+    /// What came of asking whether it is there.
+    faults: (mpsc::UnboundedSender<Option<Detail>>, mpsc::UnboundedReceiver<Option<Detail>>),
     rejects: rejects::Reporter,
     inbox: mpsc::UnboundedReceiver<Command>,
     outbox: mpsc::UnboundedSender<Transition>,
@@ -267,9 +266,9 @@ impl Runner {
             wanted: HashMap::new(),
             unrouted: Vec::new(),
             routes,
-            gateway: None,
+            way: None,
             suspicion: Suspicion::default(),
-            gateways: mpsc::unbounded_channel(),
+            faults: mpsc::unbounded_channel(),
             rejects: rejects::Reporter::default(),
             inbox,
             outbox,
@@ -292,8 +291,8 @@ impl Runner {
                 // Forgets the readiness first and drains afterwards: what arrives in between makes it ready again.
                 ready = self.arrival.readable() => if let Ok(mut guard) = ready { guard.clear_ready() },
                 // By now the route may be another.
-                Some(silent) = self.gateways.1.recv() => {
-                    self.suspicion.asked(silent.filter(|silent| Some(*silent) == self.gateway));
+                Some(fault) = self.faults.1.recv() => {
+                    self.suspicion.asked(fault.filter(|fault| self.way.is_some_and(|way| way.has(*fault))));
                 }
                 // Between two turns with much to do no sleep, however short: the timer's least is a millisecond.
                 () = yield_now(), if more => {}
@@ -323,8 +322,8 @@ impl Runner {
         self.watch();
         self.driver.engine.set_checks(planned, now());
         let reals = checks.iter().map(|check| check.key.real).collect();
-        let gateway = gateway::only(&self.routes, &reals).await;
-        if std::mem::replace(&mut self.gateway, gateway) != gateway {
+        let way = gateway::only(&self.routes, &reals).await;
+        if std::mem::replace(&mut self.way, way) != way {
             self.suspicion = Suspicion::default();
         }
         let engine = &self.driver.engine;
@@ -362,22 +361,22 @@ impl Runner {
         }
     }
 
-    /// If all is silent: is the gateway?
+    /// If all is silent: are the interface and the gateway there?
     fn suspect(&mut self) {
         let (engine, now) = (&mut self.driver.engine, now());
-        let findings = self.gateway.map_or(&[][..], |_| &self.driver.output.findings);
-        for (probe, finding) in findings {
-            if self.suspicion.found(finding, now)
+        for (probe, finding) in &self.driver.output.findings {
+            if let Some(way) = self.way
+                && self.suspicion.found(finding, engine.is_up(probe.check), now)
                 && let Some(real) = engine.check(probe.check).map(|check| check.key.real)
             {
-                let (routes, tell) = (self.routes.clone(), self.gateways.0.clone());
+                let (routes, tell) = (self.routes.clone(), self.faults.0.clone());
                 // Nobody wants to know when the prober has ended.
                 tokio::spawn(async move {
-                    let _ = tell.send(gateway::silent(&routes, real).await);
+                    let _ = tell.send(gateway::fault(&routes, way, real).await);
                 });
             }
         }
-        engine.set_silent_gateway(self.suspicion.silent(), now);
+        engine.set_fault(self.suspicion.fault(), now);
         self.pulse.set_cut_off(engine.is_cut_off());
     }
 

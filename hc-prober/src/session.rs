@@ -194,12 +194,12 @@ impl Session {
         summary
     }
 
-    /// Failures that are only silence are none if the gateway on the way is silent too.
+    /// Failures that are only silence are none if our side of the way is broken.
     fn excuse(&self, summary: &mut Summary) {
         let real = self.driver.engine.check(self.number).map(|check| check.key.real);
-        if let Some(gateway) = real.filter(|_| summary.failed > 0).and_then(silent_gateway) {
+        if let Some(fault) = real.filter(|_| summary.failed > 0).and_then(fault) {
             (summary.unknown, summary.failed) = (summary.unknown + summary.failed, 0);
-            summary.telling = Some(Finding::unknown(Reason::NotSent, Some(Detail::Gateway(gateway))));
+            summary.telling = Some(Finding::unknown(Reason::NotSent, Some(fault)));
         }
     }
 
@@ -244,12 +244,13 @@ impl Summary {
     }
 }
 
-fn silent_gateway(real: IpAddr) -> Option<IpAddr> {
+fn fault(real: IpAddr) -> Option<Detail> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     runtime.block_on(async {
         let (connection, routes, _) = rtnetlink::new_connection().ok()?;
         tokio::spawn(connection);
-        gateway::silent(&routes, real).await
+        let way = gateway::only(&routes, &[real].into()).await?;
+        gateway::fault(&routes, way, real).await
     })
 }
 

@@ -36,7 +36,8 @@ pub enum Condition {
     Stalled,
     /// All probes of several intervals failed to leave: a fault of this host, which proves nothing about any real.
     NotSending,
-    /// Nothing is answered, and the gateway on the way to the reals does not answer either: silence says nothing.
+    /// Nothing is answered, and the interface to the reals has no link, or the gateway on the way does not answer either:
+    /// silence says nothing.
     CutOff,
 }
 
@@ -131,8 +132,8 @@ fn report(condition: Condition) {
     match condition {
         Condition::Running => tracing::info!("the prober sends probes again, and may believe what comes of them"),
         Condition::CutOff => tracing::error!(
-            "nothing is answered, and the gateway on the way to the reals does not answer either: verdicts stand; the \
-             checks' detail names it"
+            "nothing is answered, and our side of the way to the reals is broken, the interface's link or the gateway: \
+             verdicts stand; the checks' detail names it"
         ),
         Condition::Stalled => {
             tracing::error!(

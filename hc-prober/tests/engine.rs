@@ -924,22 +924,22 @@ fn hops_are_those_of_probe_and_reset() {
 }
 
 #[test]
-fn silence_behind_a_silent_gateway_is_no_failure_unless_others_are_answered() {
-    let gateway = IpAddr::from([198, 18, 0, 254]);
+fn silence_beyond_a_fault_of_our_side_is_no_failure_unless_others_are_answered() {
+    let fault = Detail::Gateway([198, 18, 0, 254].into());
     let mut bench = Bench::new(Kind::Tcp { port: 80 });
     bench.up();
-    bench.engine.set_silent_gateway(Some(gateway), bench.now);
+    bench.engine.set_fault(Some(fault), bench.now);
     bench.pass(Duration::from_secs(15));
     assert_eq!((bench.state(), bench.engine.is_cut_off()), (State::Up, true));
     let subject = bench.engine.subjects().next().unwrap();
-    assert_eq!((subject.detail, subject.machine.fall), (Some(Detail::Gateway(gateway)), 0));
+    assert_eq!((subject.detail, subject.machine.fall), (Some(fault), 0));
 
     // What left before the gateway came back may still be lost.
     bench.probe();
-    bench.engine.set_silent_gateway(None, bench.now);
+    bench.engine.set_fault(None, bench.now);
     bench.pass(TIMING.timeout + MS);
     assert_eq!((bench.state(), bench.engine.is_cut_off()), (State::Up, false));
-    bench.engine.set_silent_gateway(Some(gateway), bench.now);
+    bench.engine.set_fault(Some(fault), bench.now);
 
     bench.set(vec![Kind::Tcp { port: 80 }, Kind::Tcp { port: 81 }]);
     while bench.state() == State::Up {

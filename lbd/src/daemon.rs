@@ -223,6 +223,7 @@ impl Daemon {
                 Op::Real(id, entry) => self.worker.set_real(id, entry),
                 Op::Ring(index, ring) => self.worker.swap_ring(index, ring),
                 Op::Vips(table) => self.worker.swap_vips(table),
+                Op::Vacate(index) => self.worker.vacate(index),
                 Op::Checks(checks) => {
                     let keys: HashSet<&CheckKey> = checks.iter().map(|check| &check.key).collect();
                     self.diagnoses.retain(|key| keys.contains(key));
@@ -246,6 +247,7 @@ impl Daemon {
                      to keep it, name these slots as its `ring_slots` on every node; to change it, stop lbd and start it \
                      without `--leave-attached` before"
                 ),
+                Op::Tell(notice) => notice.log(),
                 Op::Attach => {
                     let interfaces = self.core.config().node().interfaces().to_vec();
                     tracing::info!(?interfaces, mode = ?self.options.mode, "attaching");

@@ -1,7 +1,8 @@
 //! The load balancer's daemon and its CLI.
 //!
-//! Pure: `config`, `maglev`, `ring`, `service`, `reconcile`, `sweep`, `vip_table`, `ids`, `path_mtu`, `history`. Edges:
-//! `data_plane`, `nexthop`, `api`, `daemon`, `manager`, `capabilities`, `admin` (a file), `cli`, `commands`, `simulate`, `why`.
+//! Pure: `config`, `maglev`, `ring`, `service`, `reconcile`, `sweep`, `vip_table`, `ids`, `path_mtu`, `history`, `flap`,
+//! `slow_start`, `notice`. Edges: `data_plane`, `nexthop`, `api`, `daemon`, `manager`, `capabilities`, `admin` (a file), `cli`,
+//! `commands`, `simulate`, `why`.
 
 pub mod admin;
 pub mod api;
@@ -11,17 +12,23 @@ pub mod commands;
 pub mod config;
 pub mod daemon;
 pub mod data_plane;
+pub mod flap;
 pub mod history;
 pub mod ids;
 pub mod maglev;
 pub mod manager;
 pub mod model;
 pub mod nexthop;
+pub mod notice;
 pub mod path_mtu;
 pub mod reconcile;
 pub mod ring;
 pub mod service;
 pub mod simulate;
+pub mod slow_start;
 pub mod sweep;
 pub mod vip_table;
 pub mod why;
+
+#[cfg(test)]
+mod policy_tests;

@@ -111,6 +111,10 @@ pub struct ProberStatus {
     pub send_errors: u64,
     /// Whether it does its work. Unless it is running, verdicts are out of date.
     pub state: ProberState,
+    /// What keeps it from its work, for people: the interface, the gateway, or what the kernel answers. Null while it runs, and
+    /// where nothing is known.
+    #[serde(default)]
+    pub fault: Option<String>,
 }
 
 /// Whether the prober does its work.
@@ -125,8 +129,39 @@ pub enum ProberState {
     Stalled,
     /// All probes of several intervals failed to leave: a fault of this host.
     NotSending,
-    /// Nothing is answered, and the gateway on the way to the reals does not answer either: verdicts stand.
+    /// Nothing is answered, and the interface to the reals has no link, or the gateway on the way does not answer either:
+    /// verdicts stand.
     CutOff,
+}
+
+/// Whether a VIP is able to serve its clients.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VipState {
+    /// Its first round of checks runs: no packet meets it yet, or only as an earlier daemon left it.
+    #[default]
+    Starting,
+    /// At least `min_healthy` reals serve.
+    Serving,
+    /// Fewer do, and `all_down` is `keep`: none is taken out on account of its checks, so new flows may go to reals that
+    /// are down.
+    Kept,
+    /// Fewer do, and `all_down` is `withdraw`, or there is nobody to keep: it should get no traffic. New flows that come
+    /// all the same go to the reals that serve.
+    Unable,
+}
+
+impl VipState {
+    /// As JSON and tables have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Serving => "serving",
+            Self::Kept => "kept",
+            Self::Unable => "unable",
+        }
+    }
 }
 
 /// A VIP in one line.
@@ -142,6 +177,9 @@ pub struct VipSummary {
     pub reals_up: u32,
     /// Reals configured.
     pub reals_total: u32,
+    /// Whether it is able to serve.
+    #[serde(default)]
+    pub state: VipState,
 }
 
 /// The ring of a VIP. Equal digests on two nodes: the same ring.
@@ -200,6 +238,28 @@ pub struct VipRow {
     pub bytes: u64,
     /// Until when flows are tracked because of a change of the ring; absent in the steady state.
     pub window_open_until: Option<Timestamp>,
+    /// Whether it is able to serve.
+    #[serde(default)]
+    pub state: VipState,
+    /// Why it is not, or not yet, for people; null while it is.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Reals that serve: they are UP, enabled and of some weight, so that they take new flows.
+    #[serde(default)]
+    pub reals_serving: u32,
+    /// Reals that must (`min_healthy`; a percentage is one of `reals_total`, rounded up).
+    #[serde(default)]
+    pub min_healthy: u32,
+}
+
+/// `lbctl vip show`: one VIP with its reals.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VipDetail {
+    /// What `GET /v1/vips` tells.
+    #[serde(flatten)]
+    pub row: VipRow,
+    /// What `GET /v1/reals` tells of its reals.
+    pub reals: Vec<RealRow>,
 }
 
 /// `GET /v1/reals`: one real of one VIP.
@@ -219,7 +279,8 @@ pub struct RealRow {
     pub admin: Admin,
     /// What the checks say of it.
     pub state: Health,
-    /// The code of the result that its state rests on, such as `L4OK`; `NO_INDEX`: the data plane has no place for it.
+    /// The code of the result that its state rests on, such as `L4OK`; `NO_INDEX`: the data plane has no place for it;
+    /// `HELD_DOWN`: its checks pass, see `held_until`.
     pub reason: String,
     /// Since when it is in this state.
     pub since: Timestamp,
@@ -250,6 +311,21 @@ pub struct RealRow {
     /// When it is enabled again by itself; null if never.
     #[serde(default)]
     pub admin_until: Option<Timestamp>,
+    /// How often it went from UP to DOWN within `flap_window`, up to 132 times; since this lbd started.
+    #[serde(default)]
+    pub flaps: u32,
+    /// The same, however long ago.
+    #[serde(default)]
+    pub flaps_total: u64,
+    /// Its checks pass, and until then it is DOWN all the same (`HELD_DOWN`), since it fell too often; null: it is not held.
+    #[serde(default)]
+    pub held_until: Option<Timestamp>,
+    /// It has begun to take new flows and starts slowly: so many percent of its part of the ring are its own; null: all are.
+    #[serde(default)]
+    pub ramp_percent: Option<u8>,
+    /// When all are; null: they are.
+    #[serde(default)]
+    pub ramp_until: Option<Timestamp>,
 }
 
 /// Which real, and of which VIPs; also the question of `GET /v1/reals/why?real=…` and `GET /v1/reals/show?real=…`.

@@ -8,6 +8,7 @@ use crate::{
     maglev::Maglev,
     model::Admin,
     nexthop::NextHop,
+    notice::Notice,
     path_mtu::{PathMtus, TooBig},
     ring::Ring,
     service::{Serves, Service, check_keys},
@@ -60,6 +61,8 @@ pub enum Op {
     Ring(u32, Box<RingWords>),
     /// Swap the table of VIPs.
     Vips(Box<VipTable>),
+    /// Clear the ring and the counter of the VIP that had this index, once no packet meets it.
+    Vacate(u16),
     /// Probe exactly these.
     Checks(Vec<Check>),
     /// Keep exactly these reals' next hops up to date.
@@ -68,6 +71,8 @@ pub enum Op {
     NoIndex(Vec<IpAddr>),
     /// Say that this VIP's ring has another number of slots (the first) than it would have if it were created now.
     OtherRingSize(VipKey, usize, usize),
+    /// Say this.
+    Tell(Notice),
     /// Packets may come: the first round of checks is over.
     Attach,
     /// When packets meet all of the above, sweep the table of tracked flows. So many seconds may a flow be silent.
@@ -172,11 +177,13 @@ impl Core {
             }
             Event::Tick => {
                 let mut ops = self.close_windows(now);
+                ops.extend(self.advance(now));
                 ops.extend(self.forget_path_mtus(now));
                 ops
             }
         };
         ops.extend(self.publish(now));
+        ops.extend(self.services.values_mut().flat_map(Service::news).map(Op::Tell));
         // Last: what the rings are now packets must meet before the sweep.
         ops.extend(self.sweep(now));
         ops
@@ -186,6 +193,8 @@ impl Core {
         // What was removed may be back, and removed again before the sweep that is under way ends.
         self.sweeping.iter_mut().for_each(BTreeSet::clear);
         self.services.retain(|key, _| config.vip(key).is_some());
+        let gone = self.vips.iter().filter(|(key, _)| config.vip(key).is_none());
+        let vacated: Vec<_> = gone.map(|(_, index)| Op::Vacate(index)).collect();
         self.vips.retain(|key| config.vip(key).is_some());
         let checks = checks(&config);
         // The prober begins a check that was left out for a while from scratch.
@@ -202,6 +211,7 @@ impl Core {
         self.config = config;
         let mut ops = self.write_reals();
         ops.extend(rings);
+        ops.extend(vacated);
         if !left_out.is_empty() {
             ops.push(Op::NoIndex(left_out));
         }
@@ -234,14 +244,14 @@ impl Core {
             };
             Service::new(vip.clone(), index, ring, now + first_verdict_within(vip))
         });
-        service.ring.set_policy(vip.flow_idle(), keep_last);
+        service.ring.set_policy(vip.flow_idle(), keep_last, vip.min_healthy());
         let reals = &self.reals;
         service
             .configure(vip.clone(), |real| Some((reals.get(&real)?, orphans.get(&real).copied().unwrap_or_default())));
         // A check may be another VIP's already, or that of a real that is back: then its verdict will not come again.
         for real in vip.reals() {
             if let Some(state) = overall(&self.verdicts, service.check_keys(real.address)) {
-                service.verdict(real.address, state);
+                service.verdict(real.address, state, now);
             }
         }
         if service.refresh(now) { swap_ring(service).collect() } else { Vec::new() }
@@ -256,7 +266,7 @@ impl Core {
         for service in self.services.values_mut().filter(|service| asks(service)) {
             let Some(state) = overall(&self.verdicts, service.check_keys(key.real)) else { continue };
             // In a first round the ring is built once, when it is over.
-            if service.verdict(key.real, state) && service.is_published() && service.refresh(now) {
+            if service.verdict(key.real, state, now) && service.is_published() && service.refresh(now) {
                 rings.extend(swap_ring(service));
             }
         }
@@ -282,6 +292,14 @@ impl Core {
         let closed =
             self.services.values_mut().filter_map(|s| (s.ring.close_window(now) && s.is_published()).then_some(s));
         closed.flat_map(|s| swap_ring(s)).collect()
+    }
+
+    /// Brings the VIPs up to this time that it has changed something for.
+    fn advance(&mut self, now: Instant) -> Vec<Op> {
+        let due = self.services.values_mut().filter(|service| service.is_due(now));
+        due.filter_map(|service| service.refresh(now).then_some(service))
+            .flat_map(|service| swap_ring(service))
+            .collect()
     }
 
     /// Lets packets meet the VIPs whose first round of checks is over; those of the start together, with the attachment.

@@ -336,7 +336,13 @@ fn first_round_writes_each_ring_once_with_the_attachment() {
     ops.extend(verdict(&mut core, 1, UP));
     assert!(rings(&ops).is_empty() && published(&ops).is_none());
     let ops = verdict(&mut core, 2, UP);
-    assert!(matches!(ops[..], [Op::Real(..), Op::Ring(0, _), Op::Ring(16, _), Op::Vips(_), Op::Attach]), "{ops:?}");
+    assert!(
+        matches!(
+            ops[..],
+            [Op::Real(..), Op::Ring(0, _), Op::Ring(16, _), Op::Vips(_), Op::Attach, Op::Tell(_), Op::Tell(_)]
+        ),
+        "{ops:?}"
+    );
 }
 
 #[test]
@@ -387,7 +393,7 @@ fn real_without_an_index_is_named_and_the_others_serve() {
     let named = ops.iter().find_map(|op| if let Op::NoIndex(reals) = op { Some(reals.clone()) } else { None });
     assert_eq!(named, Some(vec![address(2)]));
     let ops = verdict(&mut core, 1, UP);
-    assert!(matches!(ops[..], [Op::Real(1, _), Op::Ring(..), Op::Vips(_), Op::Attach]));
+    assert!(matches!(ops[..], [Op::Real(1, _), Op::Ring(..), Op::Vips(_), Op::Attach, Op::Tell(_)]));
 }
 
 #[test]

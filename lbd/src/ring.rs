@@ -7,8 +7,10 @@
 //! | its port closes, it drains | the same | `prev` = that real, which still serves established flows (closed UDP port: none) |
 //! | it is back | its slots are its own again | none: flows born meanwhile have entries |
 //! | admitted, removed, re-weighted | a new `all` | `prev` = the old `cur` on every slot that changed |
+//! | it is back, or admitted, and starts slowly | its slots become its own a portion at a time | none more: flows of those that are not yet have entries |
 
 use crate::maglev::{Candidate, Maglev};
+use lb_ebpf::hash::splitmix64;
 use lb_ebpf::ring::{MAX_RING_ORDER, RING_SLOTS, RealId, Ring as RingWords, Slot};
 use siphasher::sip::SipHasher24;
 use std::{
@@ -30,7 +32,13 @@ pub struct Member {
     pub new_flows: NewFlows,
     /// Flows that it has may go on.
     pub serves: bool,
+    /// So many in [`WHOLE`] of the slots that would be its own are: it has just begun to take new flows. While it takes them,
+    /// this never shrinks; some other real that takes them has all of its own.
+    pub portion: u8,
 }
+
+/// A portion that is all.
+pub const WHOLE: u8 = 10;
 
 /// Whether new flows go to a real.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +58,7 @@ pub struct Ring {
     order: u8,
     flow_idle: Duration,
     keep_last: bool,
+    enough: usize,
     basis: Vec<Candidate>,
     takers: BTreeSet<RealId>,
     all: Arc<[RealId]>,
@@ -80,7 +89,8 @@ impl Entry {
 impl Ring {
     /// A ring of this order ([`crate::maglev::order_for`]) without reals.
     ///
-    /// With `keep_last`, the last reals that took new flows go on doing so when none is left. With `lookup`,
+    /// With `keep_last`, the last reals that took new flows go on doing so when none is left, or fewer than
+    /// [`Ring::set_policy`] says. With `lookup`,
     /// entries of flows may live on every slot.
     #[must_use]
     pub fn new(maglev: &Maglev, order: u8, flow_idle: Duration, keep_last: bool, lookup: bool) -> Self {
@@ -89,6 +99,7 @@ impl Ring {
             order,
             flow_idle,
             keep_last,
+            enough: 1,
             basis: Vec::new(),
             takers: BTreeSet::new(),
             all: vec![0; RING_SLOTS << order].into(),
@@ -119,6 +130,7 @@ impl Ring {
         // Which real a slot would have had with every real up is not known. Whatever it was, a window opens wherever the
         // new answer is, or may become, another than the one in use.
         ring.all = ring.slots.iter().map(|slot| slot.cur).collect();
+        ring.takers = ring.current();
         ring.window_until = ring.slots.iter().any(|slot| slot.prev != 0).then(|| now + flow_idle);
         ring
     }
@@ -142,16 +154,22 @@ impl Ring {
         true
     }
 
+    /// The reals that are to take new flows, as of the last update.
+    #[must_use]
+    pub fn takers(&self) -> &BTreeSet<RealId> {
+        &self.takers
+    }
+
     /// The reals that new flows go to.
     #[must_use]
     pub fn current(&self) -> BTreeSet<RealId> {
         self.slots.iter().map(|slot| slot.cur).filter(|id| *id != 0).collect()
     }
 
-    /// Takes the policy of a new configuration; an open window keeps its end.
-    pub fn set_policy(&mut self, flow_idle: Duration, keep_last: bool) {
-        self.flow_idle = flow_idle;
-        self.keep_last = keep_last;
+    /// Takes the policy of a new configuration; an open window keeps its end. While fewer reals than `enough` (at least one)
+    /// take new flows, those that did go on if `keep_last` says so.
+    pub fn set_policy(&mut self, flow_idle: Duration, keep_last: bool, enough: usize) {
+        (self.flow_idle, self.keep_last, self.enough) = (flow_idle, keep_last, enough.max(1));
     }
 
     /// Brings the ring up to the members' state; true if a slot changed.
@@ -167,21 +185,28 @@ impl Ring {
             self.basis = basis;
             std::mem::replace(&mut self.all, self.maglev.build(&self.basis, self.order))
         });
-        if !taking.is_empty() || !self.keep_last {
-            self.takers = taking.iter().map(|m| m.candidate.id).collect();
+        let taking: BTreeSet<_> = taking.iter().map(|m| m.candidate.id).collect();
+        if taking.len() >= self.enough || !self.keep_last {
+            self.takers = taking;
         } else {
-            self.keep_takers(members);
+            self.keep_takers(members, taking);
         }
         let takers: Vec<_> = self.basis.iter().filter(|c| self.takers.contains(&c.id)).copied().collect();
         let up = if takers == self.basis { self.all.clone() } else { self.maglev.build(&takers, self.order) };
         let serving: BTreeSet<_> = members.iter().filter(|m| m.serves).map(|m| m.candidate.id).collect();
 
+        let portions = Portions::of(members, &self.takers);
+        // The ring of those that take all that is theirs: what a real that starts slowly leaves is theirs too.
+        let settled: Vec<_> = takers.iter().filter(|c| portions.are_whole(c.id)).copied().collect();
+        let settled = if settled == takers { up.clone() } else { self.maglev.build(&settled, self.order) };
+
         let taken = Flags::of(&self.takers);
         let before = self.slots.clone();
         let mut opened = false;
-        for (at, (slot, (&all, &up))) in self.slots.iter_mut().zip(self.all.iter().zip(&*up)).enumerate() {
+        let candidates = self.all.iter().zip(up.iter().zip(&*settled));
+        for (at, (slot, (&all, (&up, &settled)))) in self.slots.iter_mut().zip(candidates).enumerate() {
             let old = slot.cur;
-            slot.cur = if taken.has(all) { all } else { up };
+            slot.cur = [all, up].into_iter().find(|&id| portions.has(id, at)).unwrap_or(settled);
             let moved = slot.cur != old;
             let opens = match &old_all {
                 Some(old_all) => !quiet && (moved || old_all.get(at) != Some(&all)),
@@ -201,12 +226,14 @@ impl Ring {
         self.slots != before
     }
 
-    /// No real is known to take new flows: the last that did go on. Of these the ones that were removed, or that the
-    /// operator has taken out, do not; if that leaves none, which of the others lives nobody knows, so each is as good.
-    fn keep_takers(&mut self, members: &[Member]) {
+    /// Too few reals are known to take new flows: the last that did go on, beside them. Of these the ones that were removed,
+    /// or that the operator has taken out, do not; if that leaves none, which of the others lives nobody knows, so each is
+    /// as good.
+    fn keep_takers(&mut self, members: &[Member], taking: BTreeSet<RealId>) {
         let is_out = |m: &&Member| m.new_flows == NewFlows::Never;
         let out: BTreeSet<_> = members.iter().filter(is_out).map(|m| m.candidate.id).collect();
         self.takers.retain(|id| !out.contains(id));
+        self.takers.extend(taking);
         if !self.basis.iter().any(|c| self.takers.contains(&c.id)) {
             self.takers = self.basis.iter().map(|c| c.id).filter(|id| !out.contains(id)).collect();
         }
@@ -240,9 +267,8 @@ impl Ring {
 
     /// Sets `TRACK` where the answer may still change back or a window is open, and `LOOKUP` with it.
     fn mark(&mut self) {
-        let taken = Flags::of(&self.takers);
         for (slot, &all) in self.slots.iter_mut().zip(&*self.all) {
-            slot.track = slot.prev != 0 || (all != 0 && !taken.has(all));
+            slot.track = slot.prev != 0 || (all != 0 && slot.cur != all);
             slot.lookup |= slot.track;
             slot.rests &= !slot.track;
             self.looked_up |= slot.lookup;
@@ -356,6 +382,41 @@ impl Flags {
 
     fn has(&self, real: RealId) -> bool {
         self.0.get(usize::from(real)) == Some(&true)
+    }
+}
+
+/// Of each real, the portion of its slots that is its own; none of one that takes no new flows.
+struct Portions(Vec<u8>);
+
+impl Portions {
+    fn of(members: &[Member], takers: &BTreeSet<RealId>) -> Self {
+        let mut of = vec![0; takers.last().map_or(0, |&last| usize::from(last) + 1)];
+        for member in members.iter().filter(|member| takers.contains(&member.candidate.id)) {
+            of.get_mut(usize::from(member.candidate.id)).into_iter().for_each(|of| *of = member.portion.min(WHOLE));
+        }
+        // Nobody is there who could take what they leave.
+        if !of.contains(&WHOLE) {
+            of.iter_mut().filter(|portion| **portion > 0).for_each(|portion| *portion = WHOLE);
+        }
+        Self(of)
+    }
+
+    fn get(&self, real: RealId) -> u8 {
+        self.0.get(usize::from(real)).copied().unwrap_or(0)
+    }
+
+    fn are_whole(&self, real: RealId) -> bool {
+        self.get(real) == WHOLE
+    }
+
+    /// Whether this slot is among those that are the real's own: a slot that once was stays so as the portion grows.
+    fn has(&self, real: RealId, slot: usize) -> bool {
+        let rank = || splitmix64(&mut (slot as u64)) % u64::from(WHOLE);
+        match self.get(real) {
+            0 => false,
+            WHOLE => true,
+            portion => rank() < u64::from(portion),
+        }
     }
 }
 

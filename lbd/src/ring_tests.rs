@@ -15,6 +15,7 @@ fn member(id: RealId) -> Member {
         admitted: true,
         new_flows: NewFlows::Take,
         serves: true,
+        portion: WHOLE,
     }
 }
 
@@ -97,6 +98,33 @@ fn last_real_failing_is_kept_or_withdrawn_by_policy() {
 }
 
 #[test]
+fn real_failing_below_what_is_enough_stays_and_one_that_is_back_joins() {
+    let now = Instant::now();
+    let mut members: Vec<_> = (1..=4).map(member).collect();
+    let mut ring = ring_of(&members, now);
+    ring.set_policy(IDLE, true, 3);
+    let takers = |ring: &mut Ring, members: &[Member]| {
+        ring.update(members, false, now);
+        ring.current()
+    };
+    (members[0].new_flows, members[0].serves) = (NewFlows::Keep, false);
+    assert_eq!(takers(&mut ring, &members), BTreeSet::from([2, 3, 4]));
+    (members[1].new_flows, members[1].serves) = (NewFlows::Keep, false);
+    (members[2].new_flows, members[2].serves) = (NewFlows::Keep, true);
+    assert_eq!(takers(&mut ring, &members), BTreeSet::from([2, 3, 4]), "one that is up is not enough");
+    (members[0].new_flows, members[0].serves) = (NewFlows::Take, true);
+    assert_eq!(takers(&mut ring, &members), BTreeSet::from([1, 2, 3, 4]));
+    members[3].new_flows = NewFlows::Never;
+    assert_eq!(takers(&mut ring, &members), BTreeSet::from([1, 2, 3]), "what the operator says holds");
+    members[3].new_flows = NewFlows::Take;
+    members[2].new_flows = NewFlows::Take;
+    assert_eq!(takers(&mut ring, &members), BTreeSet::from([1, 3, 4]), "three are enough");
+    ring.set_policy(IDLE, false, 3);
+    members[0].new_flows = NewFlows::Keep;
+    assert_eq!(takers(&mut ring, &members), BTreeSet::from([3, 4]), "withdrawn: what comes goes to those that are up");
+}
+
+#[test]
 fn last_real_that_took_flows_removed_leaves_the_ring_to_the_others() {
     let now = Instant::now();
     let mut members = [member(1), member(2), member(3)];
@@ -109,6 +137,49 @@ fn last_real_that_took_flows_removed_leaves_the_ring_to_the_others() {
     members[0].admitted = false;
     ring.update(&members, false, now);
     assert_eq!(ring.current(), BTreeSet::from([2, 3]));
+}
+
+#[test]
+fn real_that_starts_slowly_gets_its_own_slots_back_step_by_step_without_a_window() {
+    let now = Instant::now();
+    let mut members: Vec<_> = (1..=4).map(member).collect();
+    let mut ring = ring_of(&members, now);
+    let own = |ring: &Ring| indexes(ring, |slot| slot.cur() == 1).into_iter().collect::<BTreeSet<_>>();
+    let all = own(&ring);
+    (members[0].new_flows, members[0].serves) = (NewFlows::Keep, false);
+    ring.update(&members, false, now);
+    (members[0].new_flows, members[0].serves) = (NewFlows::Take, true);
+    let mut before = BTreeSet::new();
+    for portion in 1..=WHOLE {
+        members[0].portion = portion;
+        assert!(ring.update(&members, false, now), "portion {portion}");
+        let has = own(&ring);
+        assert!(before.is_subset(&has) && has.is_subset(&all));
+        #[expect(clippy::cast_precision_loss, reason = "at most 16,384")]
+        let part = has.len() as f64 / all.len() as f64;
+        assert!((part - f64::from(portion) / f64::from(WHOLE)).abs() < 0.03, "portion {portion}: {part}");
+        let words = slots(&ring);
+        let waiting = |&slot: &usize| words[slot].track() != has.contains(&slot);
+        assert!(all.iter().all(waiting), "flows on the slots that it does not have yet are remembered");
+        assert!(!ring.update(&members, false, now), "no swap without a step");
+        before = has;
+    }
+    assert_eq!((before, ring.window_until()), (all, None));
+}
+
+#[test]
+fn real_that_starts_slowly_gets_as_little_of_what_others_left() {
+    let now = Instant::now();
+    let mut members: Vec<_> = (1..=8).map(member).collect();
+    let mut ring = ring_of(&members, now);
+    for member in &mut members[..7] {
+        (member.new_flows, member.serves) = (NewFlows::Keep, false);
+    }
+    ring.update(&members, false, now);
+    (members[0].new_flows, members[0].serves, members[0].portion) = (NewFlows::Take, true, 1);
+    ring.update(&members, false, now);
+    let share = ring.shares()[&1];
+    assert!((0.03..0.08).contains(&share), "half of the ring in the end, a tenth of that now: {share}");
 }
 
 #[test]
@@ -167,7 +238,8 @@ fn pool(weights: &[u16]) -> (Vec<Member>, Ring) {
         let address = IpAddr::V4(Ipv4Addr::from_bits(0xc612_0000 + n));
         Candidate { id: RealId::try_from(n).unwrap(), address, weight }
     };
-    let member = |candidate| Member { candidate, admitted: true, new_flows: NewFlows::Take, serves: true };
+    let member =
+        |candidate| Member { candidate, admitted: true, new_flows: NewFlows::Take, serves: true, portion: WHOLE };
     let members: Vec<_> = (1..).zip(weights).map(candidate).map(member).collect();
     let mut ring = Ring::new(&Maglev::new(SEED), crate::maglev::order_for(weights.iter().copied()), IDLE, true, false);
     ring.update(&members, true, Instant::now());
@@ -230,7 +302,11 @@ enum Step {
     Drain(u8),
     Disable(u8),
     Recover(u8),
+    RecoverSlowly(u8),
     Admit(u8),
+    AdmitSlowly(u8),
+    /// Every portion grows.
+    Grow(u8),
     Remove(u8),
     Weigh(u8, u16),
     Restart,
@@ -247,7 +323,10 @@ fn step() -> impl Strategy<Value = Step> {
         real.clone().prop_map(Step::Drain),
         real.clone().prop_map(Step::Disable),
         real.clone().prop_map(Step::Recover),
+        real.clone().prop_map(Step::RecoverSlowly),
         real.clone().prop_map(Step::Admit),
+        real.clone().prop_map(Step::AdmitSlowly),
+        (1..5_u8).prop_map(Step::Grow),
         real.clone().prop_map(Step::Remove),
         (real, 1..200_u16).prop_map(|(r, w)| Step::Weigh(r, w)),
         Just(Step::Restart),
@@ -366,13 +445,17 @@ impl World {
         let at = |members: &[Member], r: u8| usize::from(r) % members.len().max(1);
         match *step {
             Step::Pass(seconds) => return self.pass(seconds),
-            Step::Admit(r) => {
-                let id = RealId::from(r) + 1;
-                match self.members.iter_mut().find(|m| m.candidate.id == id) {
-                    Some(known) => known.admitted = known.admitted || known.serves,
-                    None => self.members.push(member(id)),
+            Step::Admit(r) => self.admit(r, WHOLE),
+            Step::AdmitSlowly(r) => self.admit(r, 1),
+            Step::RecoverSlowly(r) => {
+                let at = at(&self.members, r);
+                let begins = !self.ring.takers().contains(&self.members[at].candidate.id);
+                self.health(r, NewFlows::Take, true);
+                if begins {
+                    self.members[at].portion = 1;
                 }
             }
+            Step::Grow(by) => self.members.iter_mut().for_each(|m| m.portion = WHOLE.min(m.portion + by)),
             // A removed real still serves the flows it has; see `reconcile`.
             Step::Remove(r) if self.members.iter().filter(|m| m.admitted).count() > 1 => {
                 let at = at(&self.members, r);
@@ -401,14 +484,34 @@ impl World {
             }
             Step::Recover(r) => self.health(r, NewFlows::Take, true),
         }
+        self.settle();
         let members = self.members.clone();
         self.ring.update(&members, false, self.now);
+    }
+
+    fn admit(&mut self, r: u8, portion: u8) {
+        let id = RealId::from(r) + 1;
+        match self.members.iter_mut().find(|m| m.candidate.id == id) {
+            Some(known) if known.serves && !known.admitted => (known.admitted, known.portion) = (true, portion),
+            Some(_) => {}
+            None => self.members.push(Member { portion, ..member(id) }),
+        }
+    }
+
+    /// As the daemon has it: who takes no new flows, or alone, has no portion but all.
+    fn settle(&mut self) {
+        let takes = |m: &Member| m.admitted && m.new_flows == NewFlows::Take && m.candidate.weight > 0;
+        self.members.iter_mut().filter(|m| !takes(m)).for_each(|m| m.portion = WHOLE);
+        if !self.members.iter().any(|m| takes(m) && m.portion == WHOLE) {
+            self.members.iter_mut().for_each(|m| m.portion = WHOLE);
+        }
     }
 
     /// The next daemon has the words of the ring, knows a real as up that new flows go to, and admits no other
     /// unless it recognises the ring.
     fn restart(&mut self) {
         self.sweep = None;
+        self.members.iter_mut().for_each(|m| m.portion = WHOLE);
         self.ring = Ring::adopt(&Maglev::new(SEED), IDLE, true, &self.ring.words(), self.now);
         let in_use = self.ring.current();
         let candidates: Vec<_> = self.members.iter().filter(|m| m.admitted).map(|m| m.candidate).collect();

@@ -1,14 +1,21 @@
 //! One VIP in service: its members, what is known of each, and its ring.
 
 use crate::{
-    config::{self, Protocol},
+    config::{self, OnAllDown, Protocol},
+    flap::{self, Flaps},
     maglev::Candidate,
-    model::Admin,
-    ring::{Member, NewFlows, Ring},
+    model::{Admin, VipState},
+    notice::Notice,
+    ring::{Member, NewFlows, Ring, WHOLE},
+    slow_start,
 };
 use hc_prober::{CheckKey, Severity, State, Timing};
 use lb_ebpf::ring::{RING_SLOTS, RealId, Ring as RingWords, RingRef};
-use std::{collections::BTreeMap, net::IpAddr, time::Instant};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 /// What is known of a real of this VIP.
 #[derive(Clone, Debug)]
@@ -17,8 +24,14 @@ pub struct Standing {
     pub id: RealId,
     /// Its weight; that of its last configuration if it was removed.
     pub weight: u16,
-    /// The verdict of its checks; that of an earlier daemon until there is one.
+    /// Whether it is up, as far as its checks say, and its falls let it; that of an earlier daemon until they say something.
     pub state: State,
+    /// How often it fell, and whether it is held down although its checks pass.
+    pub flaps: Flaps,
+    /// Since when it takes new flows, while it gets fewer than its weight says.
+    ramp: Option<Instant>,
+    /// The verdict of its checks; `Init`: there was none since it was configured.
+    checks: State,
     /// It has been up since it was configured.
     pub admitted: bool,
     /// It is configured; otherwise it only finishes the flows it has.
@@ -44,6 +57,15 @@ pub struct Service {
     /// Configured reals whose checks have come to no verdict yet.
     unheard: usize,
     stage: Stage,
+    /// Reals that serve, and whether they are enough: what the ring was built from last.
+    serving: usize,
+    state: VipState,
+    /// The state that was told last.
+    told: VipState,
+    /// What is to be told besides.
+    notices: Vec<Notice>,
+    /// When time changes what is known.
+    due: Option<Instant>,
 }
 
 /// Whether packets meet it.
@@ -59,7 +81,19 @@ impl Service {
     /// A VIP without members yet, whose first round of checks is to be over at this time.
     #[must_use]
     pub fn new(config: config::Vip, index: u16, ring: Ring, patience: Instant) -> Self {
-        Self { config, index, ring, standings: BTreeMap::new(), unheard: 0, stage: Stage::FirstRound(patience) }
+        Self {
+            config,
+            index,
+            ring,
+            standings: BTreeMap::new(),
+            unheard: 0,
+            stage: Stage::FirstRound(patience),
+            serving: 0,
+            state: VipState::Starting,
+            told: VipState::Starting,
+            notices: Vec::new(),
+            due: None,
+        }
     }
 
     /// Its first round of checks is over: each has a verdict, or has had the time for one.
@@ -93,6 +127,7 @@ impl Service {
     pub fn publish(&mut self, now: Instant) {
         self.refresh(now);
         self.stage = Stage::Published;
+        self.judge();
     }
 
     /// Takes a new configuration: members that stay keep what is known of them, those that go keep their flows.
@@ -116,9 +151,12 @@ impl Service {
                 // Only the ring of an earlier daemon names a real that this one does not know.
                 let up = in_use.contains(&id);
                 let state = if up { State::Up } else { State::Init };
-                let admitted = up || recognised;
+                // One without weight is part of no ring: nobody knows whether it was ever up.
+                let admitted = up || (recognised && weight > 0);
                 let serves = serves.only(protocol);
-                Standing { id, weight, state, admitted, configured: true, admin: Admin::Enabled, serves, heard: false }
+                let (flaps, checks, admin) = (Flaps::default(), State::Init, Admin::Enabled);
+                let (ramp, configured, heard) = (None, true, false);
+                Standing { id, weight, state, flaps, ramp, checks, admitted, configured, admin, serves, heard }
             });
             standing.weight = weight;
             standing.configured = true;
@@ -139,14 +177,22 @@ impl Service {
     }
 
     /// Takes a verdict on a configured member; true if it changed what is known.
-    pub fn verdict(&mut self, real: IpAddr, state: State) -> bool {
+    pub fn verdict(&mut self, real: IpAddr, checks: State, now: Instant) -> bool {
+        let (vip, policy) = (self.config.key(), self.config.policy().flap);
+        let needed = self.lacks_reals();
         let Some(standing) = self.standings.get_mut(&real).filter(|s| s.configured) else { return false };
         self.unheard -= usize::from(!standing.heard);
         standing.heard = true;
-        standing.admitted |= state == State::Up;
-        let before = (standing.state, standing.serves);
-        standing.state = state;
-        standing.serves = match (state, self.config.key().protocol) {
+        let known = |standing: &Standing| (standing.state, standing.serves, standing.flaps.held_until());
+        let before = known(standing);
+        standing.take(checks, needed, &policy, now);
+        standing.admitted |= standing.state == State::Up;
+        if let ((_, _, None), Some(until)) = (before, standing.flaps.held_until()) {
+            let (flaps, hold) = (standing.flaps.recent(policy.window, now), until.saturating_duration_since(now));
+            self.notices.push(Notice::Held { vip, real, flaps, hold });
+        }
+        // A real that is held down goes on with the flows that it has: its checks pass.
+        standing.serves = match (checks, vip.protocol) {
             (State::Up, protocol) => Serves::ALL.only(protocol),
             // The port is closed, but the host still forwards what is established (TCP); to UDP a closed port is as
             // good as no host.
@@ -155,7 +201,7 @@ impl Service {
             // Nothing was learnt yet.
             (State::Init, _) => standing.serves,
         };
-        before != (standing.state, standing.serves)
+        before != known(standing)
     }
 
     /// Takes what the operator says of a configured member; true if it is something new.
@@ -164,9 +210,15 @@ impl Service {
         standing.map(|standing| standing.admin = admin).is_some()
     }
 
-    /// Rebuilds the ring from what is known; true if a slot changed that packets meet.
+    /// Rebuilds the ring from what is known at this time; true if a slot changed that packets meet.
     pub fn refresh(&mut self, now: Instant) -> bool {
-        let members: Vec<Member> = self.standings.iter().map(|(&address, s)| s.member(address)).collect();
+        self.end_holds(now);
+        self.ramp(now);
+        let span = self.config.policy().slow_start;
+        let due = |s: &Standing| s.flaps.held_until().into_iter().chain(s.grows_at(span, now)).min();
+        self.due = self.standings.values().filter_map(due).min();
+        let member = |(&address, s): (&IpAddr, &Standing)| s.member(address, s.portion(span, now));
+        let members: Vec<Member> = self.standings.iter().map(member).collect();
         let changed = self.ring.update(&members, !self.is_published(), now);
         // Every datagram that has no entry goes to `prev`, those of new flows too: none may go where nobody answers.
         // TCP's new flows are known by their SYN, and the others have nowhere else to go.
@@ -174,7 +226,84 @@ impl Service {
             let gone = members.iter().filter(|m| !m.serves).map(|m| m.candidate.id).collect();
             self.ring.forget(&gone)
         };
+        self.judge();
         self.is_published() && (changed || forgotten)
+    }
+
+    /// Whether time has changed what is known.
+    #[must_use]
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.is_published() && self.due.is_some_and(|due| due <= now)
+    }
+
+    /// Fewer reals serve than must.
+    fn lacks_reals(&self) -> bool {
+        self.standings.values().filter(|standing| standing.is_serving()).count() < self.config.min_healthy()
+    }
+
+    /// Those whose time is over are up; all, where too few reals serve without them.
+    fn end_holds(&mut self, now: Instant) {
+        let (vip, early) = (self.config.key(), self.lacks_reals());
+        for (&real, standing) in &mut self.standings {
+            if standing.flaps.held_until().is_some_and(|until| early || until <= now) {
+                standing.flaps.release(now);
+                standing.state = State::Up;
+                self.notices.push(Notice::Released { vip, real, early });
+            }
+        }
+    }
+
+    /// A real that begins to take new flows while packets come starts slowly, as long as enough others have all that is theirs.
+    fn ramp(&mut self, now: Instant) {
+        let (span, published) = (self.config.policy().slow_start, self.is_published());
+        let takers = self.ring.takers();
+        for standing in self.standings.values_mut() {
+            let begins = published && !span.is_zero() && !takers.contains(&standing.id);
+            standing.ramp = match standing.ramp {
+                _ if !standing.is_serving() => None,
+                None => begins.then_some(now),
+                Some(since) => standing.grows_at(span, now).and(Some(since)),
+            };
+        }
+        let settled = self.standings.values().filter(|s| s.is_serving() && s.ramp.is_none()).count();
+        if settled < self.config.min_healthy() {
+            self.standings.values_mut().for_each(|standing| standing.ramp = None);
+        }
+    }
+
+    /// Whether it is able to serve, with the ring that it has.
+    fn judge(&mut self) {
+        self.serving = self.standings.values().filter(|standing| standing.is_serving()).count();
+        let keeps = || self.config.on_all_down() == OnAllDown::Keep && !self.ring.current().is_empty();
+        self.state = match self.stage {
+            Stage::FirstRound(_) => VipState::Starting,
+            Stage::Published if self.serving >= self.config.min_healthy() => VipState::Serving,
+            Stage::Published if keeps() => VipState::Kept,
+            Stage::Published => VipState::Unable,
+        };
+    }
+
+    /// Its reals that take new flows because their checks pass and the operator lets them.
+    #[must_use]
+    pub fn serving(&self) -> usize {
+        self.serving
+    }
+
+    /// Whether it is able to serve.
+    #[must_use]
+    pub fn state(&self) -> VipState {
+        self.state
+    }
+
+    /// What is to be told of it since the last time.
+    pub fn news(&mut self) -> Vec<Notice> {
+        let mut notices = std::mem::take(&mut self.notices);
+        let (before, after) = (std::mem::replace(&mut self.told, self.state), self.state);
+        let (vip, serving, needed) = (self.config.key(), self.serving, self.config.min_healthy());
+        if before != after {
+            notices.push(Notice::Vip { vip, before, after, serving, needed });
+        }
+        notices
     }
 
     /// Its configured reals and what is known of each.
@@ -219,16 +348,60 @@ impl Standing {
         if self.admin == Admin::Disabled { Serves::default() } else { self.serves }
     }
 
+    /// It takes new flows on its own account.
+    fn is_serving(&self) -> bool {
+        let takes = self.configured && self.admitted && self.weight > 0;
+        takes && self.admin == Admin::Enabled && self.state == State::Up
+    }
+
     /// Removed: nobody checks it any more. When it is configured again it starts like a new one.
     fn leave(&mut self) {
         // A disabled one goes on serving nothing.
         self.serves = self.serves();
         (self.configured, self.admitted, self.admin) = (false, false, Admin::Enabled);
         (self.state, self.heard) = (State::Init, false);
+        (self.checks, self.flaps, self.ramp) = (State::Init, Flaps::default(), None);
     }
 
-    fn member(&self, address: IpAddr) -> Member {
+    /// Takes a verdict of its checks. One that is needed is not held down.
+    fn take(&mut self, checks: State, needed: bool, policy: &flap::Policy, now: Instant) {
+        let before = std::mem::replace(&mut self.checks, checks);
+        self.state = match (self.state, checks) {
+            (State::Up, State::Down(_)) => {
+                self.flaps.fell(now);
+                checks
+            }
+            (State::Init | State::Down(_), State::Down(_)) => {
+                self.flaps.fails();
+                checks
+            }
+            // It is held down, and was told so before.
+            (State::Down(_), State::Up) if before == State::Up => self.state,
+            (State::Down(_), State::Up) if !needed && !self.flaps.passes(policy, now) => State::Down(Severity::Soft),
+            (_, State::Up | State::Init) => checks,
+        };
+    }
+
+    /// How much of its part of the ring it has, of [`WHOLE`], if it starts as slowly as that.
+    #[must_use]
+    pub fn portion(&self, span: Duration, now: Instant) -> u8 {
+        self.ramp.map_or(WHOLE, |since| slow_start::portion(span, now.saturating_duration_since(since)))
+    }
+
+    fn grows_at(&self, span: Duration, now: Instant) -> Option<Instant> {
+        let since = self.ramp?;
+        slow_start::grows_at(span, now.saturating_duration_since(since)).map(|after| since + after)
+    }
+
+    /// When it has all of its part of the ring, if it starts as slowly as that.
+    #[must_use]
+    pub fn ramp_until(&self, span: Duration) -> Option<Instant> {
+        self.ramp.map(|since| since + span)
+    }
+
+    fn member(&self, address: IpAddr, portion: u8) -> Member {
         Member {
+            portion,
             candidate: Candidate { id: self.id, address, weight: self.weight },
             admitted: self.admitted,
             new_flows: match (self.admin, self.state) {

@@ -140,7 +140,7 @@ fn address(real: u8) -> Ipv4Addr {
 
 fn config(pool: &BTreeMap<u8, u16>) -> Config {
     let mut text = String::from("[node]\ninterface = \"lo\"\nouter_source = \"198.18.221.11\"\n");
-    text += "[defaults]\nflow_idle = \"5m\"\n";
+    text += "[defaults]\nflow_idle = \"5m\"\nslow_start = \"4m\"\n";
     for (_, protocol, port) in VIPS {
         write!(text, "[[vip]]\naddress = \"{VIP}\"\nprotocol = \"{protocol}\"\nport = {port}\n").unwrap();
         writeln!(text, "check = {{ kind = \"{protocol}\" }}").unwrap();
@@ -249,10 +249,11 @@ impl World {
                 }
                 Op::Ring(place, ring) => drop(swapped.insert(place, ring)),
                 Op::Vips(table) => self.data_plane.swap_vips(&table).unwrap(),
+                Op::Vacate(index) => panic!("no VIP is removed: {index}"),
                 Op::Resolve(reals) => resolve = reals,
                 Op::Sweep(longest_idle_s) => sweep = Some(longest_idle_s),
                 Op::NoIndex(reals) => panic!("no index for {reals:?}"),
-                Op::Checks(_) | Op::OtherRingSize(..) | Op::Attach => {}
+                Op::Checks(_) | Op::OtherRingSize(..) | Op::Tell(_) | Op::Attach => {}
             }
         }
         for (place, ring) in &mut swapped {

@@ -20,7 +20,7 @@ use lbd::{
     config::{Protocol, VipKey, VipMiss},
     data_plane::{Program, XdpAction, tick_now},
     maglev::{Candidate, Maglev},
-    ring::{self, Member, NewFlows},
+    ring::{self, Member, NewFlows, WHOLE},
     sweep::Sweep,
     vip_table::{self, Row},
 };
@@ -285,6 +285,7 @@ fn members() -> Vec<Member> {
         admitted: true,
         new_flows: NewFlows::Take,
         serves: true,
+        portion: WHOLE,
     };
     (1..=REALS).map(member).collect()
 }

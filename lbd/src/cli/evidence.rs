@@ -45,6 +45,14 @@ pub(super) fn show(details: &[RealDetail], style: Style) -> String {
 
 fn paragraph(detail: &RealDetail, style: Style) -> String {
     let RealDetail { row, checks, finding } = detail;
+    let held_down = row.held_until.map(|until| format!("UP held down until {until:.0} ({})\n", style.until(until)));
+    let ramp = row.ramp_percent.zip(row.ramp_until);
+    let ramp =
+        ramp.map(|(percent, until)| format!("slow start: {percent} % of its part, all in {}\n", style.until(until)));
+    let flaps = match row.flaps_total {
+        0 => String::new(),
+        total => format!("went from UP to DOWN {} times of late, {total} in all\n", row.flaps),
+    };
     let head = format!("{} {} {} for {}\n", row.key(), row.real, health(row.state), style.age(row.since));
     let mtu = row.mtu.map_or_else(|| "not known".to_owned(), |mtu| mtu.to_string());
     let serves = format!("weight {}, {:.1} % of the ring, path MTU {mtu}\n", row.weight, row.share * 100.0);
@@ -72,7 +80,11 @@ fn paragraph(detail: &RealDetail, style: Style) -> String {
         ]
     });
     let names = ["CHECK", "STATE", "REASON", "SINCE", "CHECKED", "RTT MIN/AVG/MAX", "RISE", "FALL", "DETAIL"];
-    [head, serves].into_iter().chain(why).chain([table(&names, cells, style)]).collect()
+    [head, held_down.unwrap_or_default(), flaps, serves, ramp.unwrap_or_default()]
+        .into_iter()
+        .chain(why)
+        .chain([table(&names, cells, style)])
+        .collect()
 }
 
 /// `lbctl real history`

@@ -18,7 +18,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::model::{Admin, AdminOrder, HistoryQuestion, RealChoice, TraceQuestion};
+use crate::model::{Admin, AdminOrder, HistoryQuestion, RealChoice, RealRow, TraceQuestion, VipDetail, VipRow};
 use client::{Client, ClientError};
 use render::Style;
 
@@ -63,8 +63,10 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum VipCommand {
-    /// List the VIPs
+    /// List the VIPs, and whether each is able to serve
     List,
+    /// Show a VIP with its reals: whether it is able to serve, why not, and how many reals must (`min_healthy`)
+    Show(WhichVip),
 }
 
 #[derive(Debug, Subcommand)]
@@ -207,6 +209,13 @@ impl WhichReal {
     }
 }
 
+#[derive(Debug, Clone, Copy, Args)]
+struct WhichVip {
+    /// The VIP, or its port, TCP and UDP (0: the VIP of all ports)
+    #[arg(value_name = "VIP[:PORT]")]
+    vip: VipChoice,
+}
+
 /// A VIP, or all that have its address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct VipChoice {
@@ -253,6 +262,8 @@ fn no_color() -> bool {
 enum Failure {
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error("there is no such VIP")]
+    NoSuchVip,
     #[error("{0} still has flows; it goes on draining")]
     StillDraining(IpAddr),
     #[error("{0} is in service again: it was enabled, or the time it was drained for is over")]
@@ -264,6 +275,10 @@ async fn answer(cli: &Cli, style: Style) -> Result<String, Failure> {
     match &cli.command {
         Command::Status => show(cli.output, &client.status().await?, |status| render::status(status, style)),
         Command::Vip(VipCommand::List) => show(cli.output, &client.vips().await?, |rows| render::vips(rows, style)),
+        Command::Vip(VipCommand::Show(WhichVip { vip })) => {
+            let details = details(*vip, client.vips().await?, &client.reals().await?)?;
+            show(cli.output, &details, |details| render::vip_details(details, style))
+        }
         Command::Real(RealCommand::List(RealFilter { vip })) => {
             let mut rows = client.reals().await?;
             rows.retain(|row| vip.is_none_or(|vip| row.vip == vip));
@@ -305,6 +320,19 @@ async fn answer(cli: &Cli, style: Style) -> Result<String, Failure> {
         Command::Stats => show(cli.output, &client.stats().await?, |stats| render::stats(stats, style)),
         Command::Reload => show(cli.output, &client.reload().await?, render::reload),
     }
+}
+
+/// The VIPs that are meant, each with its reals.
+fn details(choice: VipChoice, mut rows: Vec<VipRow>, reals: &[RealRow]) -> Result<Vec<VipDetail>, Failure> {
+    rows.retain(|row| row.vip == choice.address && choice.port.is_none_or(|port| port == row.port));
+    if rows.is_empty() {
+        return Err(Failure::NoSuchVip);
+    }
+    let detail = |row: VipRow| {
+        let reals = reals.iter().filter(|real| real.key() == row.key()).cloned().collect();
+        VipDetail { row, reals }
+    };
+    Ok(rows.into_iter().map(detail).collect())
 }
 
 async fn administer(

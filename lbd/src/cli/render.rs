@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::config::VipKey;
 use crate::model::{
     AdminResult, Finding, Health, Phase, ProberState, RealRow, ReloadResult, Stats, Status, TrackedStats, Verdict,
-    VipRow, WhyRow, XdpMode,
+    VipDetail, VipRow, VipState, WhyRow, XdpMode,
 };
 
 /// How to draw.
@@ -30,12 +30,13 @@ pub fn status(status: &Status, style: Style) -> String {
         vec![
             Cell::new(key),
             up_of(vip.reals_up, vip.reals_total),
+            vip_state(vip.state),
             number(ring.map_or_else(|| "-".into(), |ring| slots(ring.size, ring.size_wanted))),
             Cell::new(ring.map_or("-", |ring| ring.digest.as_str())),
         ]
     });
     text.push('\n');
-    text.push_str(&table(&["VIP", "UP", "SLOTS", "DIGEST"], rows, style));
+    text.push_str(&table(&["VIP", "UP", "STATE", "SLOTS", "DIGEST"], rows, style));
     text
 }
 
@@ -79,10 +80,11 @@ fn head(status: &Status, style: Style) -> String {
         },
     ));
     let prober = &status.prober;
+    let fault = prober.fault.as_ref().map_or_else(String::new, |fault| format!("{fault}; "));
     lines.push((
         "prober",
         format!(
-            "{}{} checks, {} probes sent, {} not sent, {} forged, {} late, lag p50 {} us, p99 {} us, max {} us",
+            "{}{fault}{} checks, {} probes sent, {} not sent, {} forged, {} late, lag p50 {} us, p99 {} us, max {} us",
             prober_state(prober.state),
             prober.checks,
             prober.sent,
@@ -124,14 +126,36 @@ pub fn vips(rows: &[VipRow], style: Style) -> String {
         vec![
             Cell::new(row.key()),
             up_of(row.reals_up, row.reals_total),
+            vip_state(row.state),
             number(row.packets),
             number(row.bytes),
             number(slots(row.ring_size, row.ring_size_wanted)),
             Cell::new(&row.digest),
             Cell::new(row.window_open_until.map_or_else(|| "-".into(), |end| seconds(style.now, end))),
+            Cell::new(row.reason.as_deref().unwrap_or("-")),
         ]
     });
-    table(&["VIP", "UP", "PACKETS", "BYTES", "SLOTS", "DIGEST", "WINDOW"], cells, style)
+    table(&["VIP", "UP", "STATE", "PACKETS", "BYTES", "SLOTS", "DIGEST", "WINDOW", "WHY"], cells, style)
+}
+
+/// `lbctl vip show`: a paragraph a VIP.
+#[must_use]
+pub fn vip_details(details: &[VipDetail], style: Style) -> String {
+    let paragraph = |VipDetail { row, reals: members }: &VipDetail| {
+        let why = row.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        let state = row.state.name();
+        let count = format!("{} of {} reals serve, {} must", row.reals_serving, row.reals_total, row.min_healthy);
+        format!("{} {state}{why}\n{count}\n{}", row.key(), reals(members, style))
+    };
+    details.iter().map(paragraph).collect::<Vec<_>>().join("\n")
+}
+
+fn vip_state(state: VipState) -> Cell {
+    Cell::new(state.name()).fg(match state {
+        VipState::Starting => Color::Yellow,
+        VipState::Serving => Color::Green,
+        VipState::Kept | VipState::Unable => Color::Red,
+    })
 }
 
 /// A ring's slots, and how many it would have if it were created now, if that is another number.
@@ -244,6 +268,11 @@ pub fn reload(result: &ReloadResult) -> String {
 }
 
 impl Style {
+    /// How long until `then`.
+    pub(super) fn until(self, then: Timestamp) -> String {
+        seconds(self.now, then)
+    }
+
     /// How long ago `then` was.
     pub(super) fn age(self, then: Timestamp) -> String {
         seconds(then, self.now)

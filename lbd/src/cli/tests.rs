@@ -56,6 +56,11 @@ fn some_reals() -> Vec<RealRow> {
         share: 2.0 / 3.0,
         mtu: Some(1500),
         why: None,
+        flaps: 0,
+        flaps_total: 0,
+        held_until: None,
+        ramp_percent: None,
+        ramp_until: None,
     };
     let down = RealRow {
         real: real(12),
@@ -103,8 +108,22 @@ fn some_vips() -> Vec<VipRow> {
         packets: 1_234_567,
         bytes: 987_654_321,
         window_open_until: Some(now() + SignedDuration::from_secs(899)),
+        state: VipState::Kept,
+        reason: Some("1 serve, 2 must: none is taken out".to_owned()),
+        reals_serving: 1,
+        min_healthy: 2,
     };
-    let udp = VipRow { protocol: Protocol::Udp, port: 0, packets: 0, bytes: 0, window_open_until: None, ..tcp.clone() };
+    let udp = VipRow {
+        protocol: Protocol::Udp,
+        port: 0,
+        packets: 0,
+        bytes: 0,
+        window_open_until: None,
+        state: VipState::Serving,
+        reason: None,
+        min_healthy: 1,
+        ..tcp.clone()
+    };
     vec![tcp, udp]
 }
 
@@ -132,7 +151,14 @@ fn some_status() -> Status {
             lag_p99_us: 120,
             ..ProberStatus::default()
         },
-        vips: vec![VipSummary { vip: VIP, protocol: Protocol::Tcp, port: 80, reals_up: 3, reals_total: 3 }],
+        vips: vec![VipSummary {
+            vip: VIP,
+            protocol: Protocol::Tcp,
+            port: 80,
+            reals_up: 3,
+            reals_total: 3,
+            state: VipState::Serving,
+        }],
         rings: vec![RingStatus {
             vip: VIP,
             protocol: Protocol::Tcp,
@@ -193,12 +219,28 @@ fn vips_plain_are_aligned_columns() {
         render::vips(&some_vips(), plain()),
         shown(
             "
-VIP                 UP   PACKETS  BYTES      SLOTS  DIGEST            WINDOW
-198.19.10.1:80/tcp  1/3  1234567  987654321  16384  9f86d081884c7d65  14m59s
-198.19.10.1:*/udp   1/3        0          0  16384  9f86d081884c7d65  -
+VIP                 UP   STATE    PACKETS  BYTES      SLOTS  DIGEST            WINDOW  WHY
+198.19.10.1:80/tcp  1/3  kept     1234567  987654321  16384  9f86d081884c7d65  14m59s  1 serve, 2 must: none is taken out
+198.19.10.1:*/udp   1/3  serving        0          0  16384  9f86d081884c7d65  -       -
 "
         )
     );
+}
+
+#[test]
+fn vip_in_detail_is_a_paragraph_with_its_reals() {
+    let [tcp, udp] = <[VipRow; 2]>::try_from(some_vips()).unwrap();
+    let detail = VipDetail { row: tcp, reals: some_reals() };
+    let text = render::vip_details(&[detail.clone(), VipDetail { row: udp, reals: Vec::new() }], plain());
+    let head = "198.19.10.1:80/tcp kept: 1 serve, 2 must: none is taken out\n1 of 3 reals serve, 2 must\nVIP  ";
+    assert!(text.starts_with(head), "{text}");
+    assert!(text.contains("\n\n198.19.10.1:*/udp serving\n1 of 3 reals serve, 1 must\n"), "{text}");
+    let json = serde_json::to_value(&detail).unwrap();
+    assert_eq!(
+        (&json["state"], &json["min_healthy"], &json["reals"][1]["state"]),
+        (&"kept".into(), &2.into(), &"DOWN".into())
+    );
+    assert_eq!(serde_json::from_value::<VipDetail>(json).unwrap(), detail);
 }
 
 #[test]
@@ -215,8 +257,8 @@ interface  eth0 native, attached
 program    id 17, 4521 instructions verified
 prober     6 checks, 1234 probes sent, 0 not sent, 0 forged, 2 late, lag p50 63 us, p99 120 us, max 120 us
 
-VIP                 UP   SLOTS                DIGEST
-198.19.10.1:80/tcp  3/3  16384, wanted 32768  9f86d081884c7d65
+VIP                 UP   STATE    SLOTS                DIGEST
+198.19.10.1:80/tcp  3/3  serving  16384, wanted 32768  9f86d081884c7d65
 "
         )
     );
@@ -256,7 +298,7 @@ fn reload_shows_the_changes_and_the_revision() {
 #[test]
 fn real_row_json_is_the_documented_contract() {
     let json = serde_json::to_string(&some_reals()[0]).unwrap();
-    let expected = r#"{"vip":"198.19.10.1","protocol":"tcp","port":80,"real":"198.18.222.11","weight":100,"admin":"enabled","state":"UP","reason":"L4OK","since":"2026-03-01T11:56:53Z","last_check":"2026-03-01T11:59:59Z","rtt_us":210,"rise":2,"fall":0,"share":0.6666666666666666,"mtu":1500,"why":null,"admin_reason":null,"admin_since":null,"admin_until":null}"#;
+    let expected = r#"{"vip":"198.19.10.1","protocol":"tcp","port":80,"real":"198.18.222.11","weight":100,"admin":"enabled","state":"UP","reason":"L4OK","since":"2026-03-01T11:56:53Z","last_check":"2026-03-01T11:59:59Z","rtt_us":210,"rise":2,"fall":0,"share":0.6666666666666666,"mtu":1500,"why":null,"admin_reason":null,"admin_since":null,"admin_until":null,"flaps":0,"flaps_total":0,"held_until":null,"ramp_percent":null,"ramp_until":null}"#;
     assert_eq!(json, expected);
 }
 
@@ -428,6 +470,19 @@ tcp 198.19.10.1:80  DOWN   TIMEOUT  3m07s       1s  150/210/900 us of 70     0  
 "
         )
     );
+}
+
+#[test]
+fn real_that_is_held_down_shows_until_when() {
+    let mut detail = some_detail();
+    (detail.row.flaps, detail.row.flaps_total) = (4, 7);
+    detail.row.held_until = Some(now() + SignedDuration::from_secs(42));
+    (detail.row.ramp_percent, detail.row.ramp_until) = (Some(40), detail.row.held_until);
+    let text = evidence::show(&[detail], plain());
+    assert!(text.contains("path MTU 1500\nslow start: 40 % of its part, all in 42s\n"), "{text}");
+    let said =
+        "UP held down until 2026-03-01T12:00:42Z (42s)\nwent from UP to DOWN 4 times of late, 7 in all\nweight 100";
+    assert!(text.contains(said), "{text}");
 }
 
 #[test]

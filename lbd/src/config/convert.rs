@@ -16,8 +16,8 @@ use toml::Spanned;
 
 use super::dto;
 use super::{
-    Config, DEFAULT_SEED, HashBy, MAX_REALS, MAX_VIPS, Mistake, Node, OnAllDown, Protocol, Real, Timing, Vip, VipKey,
-    VipMiss,
+    Config, DEFAULT_SEED, HashBy, MAX_REALS, MAX_VIPS, MinHealthy, Mistake, Node, OnAllDown, Policy, Protocol, Real,
+    Timing, Vip, VipKey, VipMiss,
 };
 
 const DEFAULT_WEIGHT: u16 = 100;
@@ -31,13 +31,19 @@ struct Base {
     timing: Timing,
     flow_idle: Duration,
     on_all_down: OnAllDown,
+    policy: Policy,
 }
 
 const FLOW_IDLE_DEFAULT: Duration = Duration::from_mins(15);
 
 impl Default for Base {
     fn default() -> Self {
-        Self { timing: Timing::default(), flow_idle: FLOW_IDLE_DEFAULT, on_all_down: OnAllDown::Keep }
+        Self {
+            timing: Timing::default(),
+            flow_idle: FLOW_IDLE_DEFAULT,
+            on_all_down: OnAllDown::Keep,
+            policy: Policy::default(),
+        }
     }
 }
 
@@ -105,6 +111,7 @@ impl Reader {
         let hash = optional(vip.hash.as_ref(), |word| self.0.word("hash", word, &HASHES));
         let ring_order = optional(vip.ring_slots.as_ref(), |slots| self.ring_slots(slots));
         let on_all_down = self.all_down(vip.all_down.as_ref(), base.on_all_down);
+        let policy = vip.policy().read(&mut self.0, base.policy).and_then(|policy| self.within(policy, vip));
         let reals = self.reals(vip, address);
         Some(Vip {
             key: VipKey { address: address?, protocol: protocol?, port: port? },
@@ -114,6 +121,7 @@ impl Reader {
             hash: hash?.unwrap_or_default(),
             ring_order: ring_order?,
             on_all_down: on_all_down?,
+            policy: policy?,
         })
     }
 
@@ -145,7 +153,8 @@ impl Reader {
         let timing = self.0.timing(&defaults.clock(), built_in.timing);
         let flow_idle = self.flow_idle(defaults.flow_idle.as_ref(), built_in.flow_idle);
         let on_all_down = self.all_down(defaults.all_down.as_ref(), built_in.on_all_down);
-        Some(Base { timing: timing?, flow_idle: flow_idle?, on_all_down: on_all_down? })
+        let policy = defaults.policy().read(&mut self.0, built_in.policy);
+        Some(Base { timing: timing?, flow_idle: flow_idle?, on_all_down: on_all_down?, policy: policy? })
     }
 
     fn flow_idle(&mut self, span: Option<&Spanned<Span>>, base: Duration) -> Option<Duration> {
@@ -167,6 +176,19 @@ impl Reader {
     fn all_down(&mut self, word: Option<&Spanned<String>>, base: OnAllDown) -> Option<OnAllDown> {
         let words = [("keep", OnAllDown::Keep), ("withdraw", OnAllDown::Withdraw)];
         optional(word, |word| self.0.word("all_down", word, &words)).map(|own| own.unwrap_or(base))
+    }
+
+    /// A policy that a VIP with its reals can keep to.
+    fn within(&mut self, policy: Policy, vip: &dto::Vip) -> Option<Policy> {
+        match policy.min_healthy {
+            MinHealthy::Reals(wanted) if usize::from(wanted) > vip.real.len().max(1) => {
+                let span = vip.min_healthy.as_ref().map_or_else(|| vip.address.span(), Spanned::span);
+                let (address, reals) = (vip.address.get_ref(), vip.real.len());
+                let message = format!("`min_healthy` {wanted} is more than VIP {address} has reals, which is {reals}");
+                self.0.add(span, message)
+            }
+            MinHealthy::Reals(_) | MinHealthy::Percent(_) => Some(policy),
+        }
     }
 
     /// The rules that no VIP can break alone.

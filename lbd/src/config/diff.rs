@@ -113,6 +113,12 @@ fn vip(old: &Vip, new: &Vip) -> Vec<Change> {
         ("hash", old.hash != new.hash),
         ("ring_slots", old.ring_order != new.ring_order),
         ("all_down", old.on_all_down != new.on_all_down),
+        ("min_healthy", old.policy.min_healthy != new.policy.min_healthy),
+        ("hold_down", old.policy.flap.hold != new.policy.flap.hold),
+        ("hold_down_max", old.policy.flap.longest != new.policy.flap.longest),
+        ("flap_limit", old.policy.flap.limit != new.policy.flap.limit),
+        ("flap_window", old.policy.flap.window != new.policy.flap.window),
+        ("slow_start", old.policy.slow_start != new.policy.slow_start),
     ];
     let settings = settings.into_iter().filter_map(|(key, changed)| changed.then_some(Change::Vip { vip, key }));
 

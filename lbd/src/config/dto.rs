@@ -6,6 +6,8 @@ use hc_prober::config::{
 };
 use toml::Spanned;
 
+use super::policy::{Amount, Settings};
+
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
@@ -37,6 +39,12 @@ pub(super) struct Defaults {
     pub(super) fall: Option<Spanned<Integer>>,
     pub(super) flow_idle: Option<Spanned<Span>>,
     pub(super) all_down: Option<Spanned<String>>,
+    pub(super) min_healthy: Option<Spanned<Amount>>,
+    pub(super) hold_down: Option<Spanned<Span>>,
+    pub(super) hold_down_max: Option<Spanned<Span>>,
+    pub(super) flap_limit: Option<Spanned<Integer>>,
+    pub(super) flap_window: Option<Spanned<Span>>,
+    pub(super) slow_start: Option<Spanned<Span>>,
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -50,6 +58,12 @@ pub(super) struct Vip {
     pub(super) hash: Option<Spanned<String>>,
     pub(super) ring_slots: Option<Spanned<Integer>>,
     pub(super) all_down: Option<Spanned<String>>,
+    pub(super) min_healthy: Option<Spanned<Amount>>,
+    pub(super) hold_down: Option<Spanned<Span>>,
+    pub(super) hold_down_max: Option<Spanned<Span>>,
+    pub(super) flap_limit: Option<Spanned<Integer>>,
+    pub(super) flap_window: Option<Spanned<Span>>,
+    pub(super) slow_start: Option<Spanned<Span>>,
     #[serde(default)]
     pub(super) real: Vec<Real>,
 }
@@ -61,7 +75,31 @@ pub(super) struct Real {
     pub(super) weight: Option<Spanned<Integer>>,
 }
 
+impl Vip {
+    pub(super) fn policy(&self) -> Settings<'_> {
+        Settings {
+            min_healthy: self.min_healthy.as_ref(),
+            hold_down: self.hold_down.as_ref(),
+            hold_down_max: self.hold_down_max.as_ref(),
+            flap_limit: self.flap_limit.as_ref(),
+            flap_window: self.flap_window.as_ref(),
+            slow_start: self.slow_start.as_ref(),
+        }
+    }
+}
+
 impl Defaults {
+    pub(super) fn policy(&self) -> Settings<'_> {
+        Settings {
+            min_healthy: self.min_healthy.as_ref(),
+            hold_down: self.hold_down.as_ref(),
+            hold_down_max: self.hold_down_max.as_ref(),
+            flap_limit: self.flap_limit.as_ref(),
+            flap_window: self.flap_window.as_ref(),
+            slow_start: self.slow_start.as_ref(),
+        }
+    }
+
     /// The clock of checks that have none of their own.
     pub(super) fn clock(&self) -> Clock<'_> {
         Clock {

@@ -11,6 +11,7 @@ mod caution;
 mod convert;
 mod diff;
 mod dto;
+mod policy;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use crate::maglev::order_for;
 
 pub use caution::Caution;
 pub use diff::Change;
+pub use policy::{MinHealthy, Policy};
 
 /// What a VIP's check asks of each of its reals, and when; what is wrong with a configuration.
 pub use hc_prober::{
@@ -186,6 +188,7 @@ pub struct Vip {
     hash: HashBy,
     ring_order: Option<u8>,
     on_all_down: OnAllDown,
+    policy: Policy,
 }
 
 impl Vip {
@@ -226,10 +229,22 @@ impl Vip {
         self.ring_order.unwrap_or_else(|| order_for(self.reals.iter().map(|real| real.weight)))
     }
 
-    /// What happens when the last real fails.
+    /// What happens when too few reals are left.
     #[must_use]
     pub fn on_all_down(&self) -> OnAllDown {
         self.on_all_down
+    }
+
+    /// What it does with what its checks say.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// So many reals must serve, or it is not able to: at least one.
+    #[must_use]
+    pub fn min_healthy(&self) -> usize {
+        self.policy.min_healthy.of(self.reals.len())
     }
 }
 
@@ -286,12 +301,12 @@ pub struct Real {
     pub weight: u16,
 }
 
-/// What to do with a VIP whose reals are all down (`all_down`).
+/// What to do with a VIP of which fewer than `min_healthy` reals serve: by default, none (`all_down`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnAllDown {
-    /// Keep the last set in service: the prober is the likelier culprit.
+    /// Nobody leaves the set in service on account of its checks any more: the prober is the likelier culprit.
     #[default]
     Keep,
-    /// Take the VIP out of service.
+    /// The VIP is out of service; what comes all the same goes to the reals that are left.
     Withdraw,
 }

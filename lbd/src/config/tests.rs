@@ -223,6 +223,55 @@ fn port_beside_all_ports_that_take_fragments_is_warned_of() {
 }
 
 #[test]
+fn parse_min_healthy_is_a_number_or_a_percentage_of_the_vip_over_that_of_all() {
+    let needed = |config: Config| config.vips()[0].min_healthy();
+    assert_eq!(needed(good()), 1);
+    assert_eq!(needed(good_with("fall     = 2", "min_healthy = 2")), 2);
+    let text = GOOD
+        .replace("fall     = 2", "min_healthy = 2")
+        .replace("port     = 80", "port     = 80\nmin_healthy = \"50%\"");
+    assert_eq!(needed(Config::parse("", &text).unwrap()), 1);
+    let changes = Config::diff(&good(), &good_with("fall     = 2", "fall = 2\nmin_healthy = \"100%\""));
+    let [change] = &changes[..] else { panic!("{changes:?}") };
+    assert_eq!(change.to_string(), "~ vip 198.19.10.1:80/tcp: min_healthy changed");
+}
+
+#[test]
+fn parse_hold_down_of_the_vip_is_over_that_of_all() {
+    let flap = |config: &Config| config.vips()[0].policy().flap;
+    assert_eq!((flap(&good()).hold, flap(&good()).limit), (Duration::ZERO, 3));
+    let all = "hold_down = \"30s\"\nhold_down_max = \"5m\"\nflap_window = \"20m\"\nflap_limit = 5";
+    let text = GOOD.replace("fall     = 2", all).replace("port     = 80", "port     = 80\nflap_limit = 0");
+    let config = Config::parse("", &text).unwrap();
+    let [hold, longest, window] = [30, 300, 1200].map(Duration::from_secs);
+    assert_eq!(flap(&config), crate::flap::Policy { hold, longest, limit: 0, window });
+    let changes: Vec<_> =
+        Config::diff(&good_with("fall     = 2", "fall = 2"), &config).iter().map(ToString::to_string).collect();
+    assert!(changes.contains(&"~ vip 198.19.10.1:80/tcp: flap_limit changed".to_owned()), "{changes:?}");
+}
+
+#[test]
+fn parse_slow_start_of_the_vip_is_over_that_of_all() {
+    let span = |config: Config| config.vips()[0].policy().slow_start.as_secs();
+    assert_eq!(span(good()), 0);
+    assert_eq!(span(good_with("fall     = 2", "slow_start = \"30s\"")), 30);
+    let text = GOOD
+        .replace("fall     = 2", "slow_start = \"30s\"")
+        .replace("port     = 80", "port     = 80\nslow_start = \"0s\"");
+    assert_eq!(span(Config::parse("", &text).unwrap()), 0);
+}
+
+#[test]
+fn vip_that_checks_take_no_real_out_of_is_warned_of() {
+    let all = "port     = 80\nmin_healthy = 2";
+    let cautions = |text: &str| good_with("port     = 80", text).cautions().map(|c| c.to_string()).collect::<Vec<_>>();
+    let warned = cautions(all);
+    assert!(matches!(&warned[..], [one] if one.starts_with("checks take no real of VIP 198.19.10.1:80/tcp out")));
+    assert_eq!(cautions(&format!("{all}\nall_down = \"withdraw\"")), [""; 0]);
+    assert_eq!(cautions("port     = 80"), [""; 0]);
+}
+
+#[test]
 fn parse_order_of_vips_reals_and_interfaces_means_nothing() {
     let vip = |address: &str, reals: [&str; 2]| {
         let reals = reals.map(|real| format!("[[vip.real]]\naddress = \"{real}\"\n")).concat();
@@ -450,6 +499,46 @@ lbd.toml:6:13: `unmatched` "reject" is not known: allowed is "drop" or "pass"
 lbd.toml:8:12: `all_down` "panic" is not known: allowed is "keep" or "withdraw"
 8 | all_down = "panic"
   |            ^^^^^^^
+"#;
+    parse_min_healthy_of_none_says_what_is_allowed: "fall     = 2" => "min_healthy = 0", r#"
+lbd.toml:8:15: `min_healthy` 0 is not known: allowed is a number of reals from 1, or "1%" to "100%" of them
+8 | min_healthy = 0
+  |               ^
+"#;
+    parse_min_healthy_in_words_says_what_is_allowed: "port     = 80" => "port     = 80\nmin_healthy = \"half\"", r#"
+lbd.toml:14:15: `min_healthy` "half" is not known: allowed is a number of reals from 1, or "1%" to "100%" of them
+14 | min_healthy = "half"
+   |               ^^^^^^
+"#;
+    parse_min_healthy_of_another_type_says_what_is_expected: "port     = 80" => "port     = 80\nmin_healthy = true", r#"
+lbd.toml:14:15: invalid type: boolean `true`, expected a number of reals or a percentage such as "50%"
+14 | min_healthy = true
+   |               ^^^^
+"#;
+    parse_min_healthy_beyond_the_reals_is_shown_there: "port     = 80" => "port     = 80\nmin_healthy = 3", r"
+lbd.toml:14:15: `min_healthy` 3 is more than VIP 198.19.10.1 has reals, which is 2
+14 | min_healthy = 3
+   |               ^
+";
+    parse_min_healthy_by_default_beyond_the_reals_is_shown_at_the_vip: "fall     = 2" => "min_healthy = 3", r#"
+lbd.toml:11:12: `min_healthy` 3 is more than VIP 198.19.10.1 has reals, which is 2
+11 | address  = "198.19.10.1"
+   |            ^^^^^^^^^^^^^
+"#;
+    parse_hold_down_out_of_range_says_the_range: "fall     = 2" => "hold_down = \"2h\"", r#"
+lbd.toml:8:13: `hold_down` "2h" is out of range: allowed is 0s to 1h
+8 | hold_down = "2h"
+  |             ^^^^
+"#;
+    parse_flap_limit_out_of_range_says_the_range: "port     = 80" => "port     = 80\nflap_limit = 101", r"
+lbd.toml:14:14: `flap_limit` 101 is out of range: allowed is 0..=100
+14 | flap_limit = 101
+   |              ^^^
+";
+    parse_slow_start_that_is_no_time_says_what_one_looks_like: "port     = 80" => "port     = 80\nslow_start = \"soon\"", r#"
+lbd.toml:14:14: `slow_start` "soon" is not a duration such as "500ms", "2s" or "15m"
+14 | slow_start = "soon"
+   |              ^^^^^^
 "#;
     parse_bad_hash_says_the_choice: "port     = 80" => "port     = 80\nhash     = \"client\"", r#"
 lbd.toml:14:12: `hash` "client" is not known: allowed is "5tuple" or "source" or "source+dport"

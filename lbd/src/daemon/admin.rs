@@ -7,7 +7,6 @@ use crate::{
     model::{Admin, AdminOrder, AdminResult, FlowsAnswer, FlowsQuestion, HistoryQuestion, RealChoice},
     reconcile::{Event, Phase},
 };
-use hc_prober::State;
 use jiff::{SignedDuration, Timestamp};
 
 /// The longest time an order may be given for: a year.
@@ -97,12 +96,16 @@ impl Daemon {
         Ok(members.into_iter().map(|(service, real)| (service.config.key(), real)).collect())
     }
 
-    /// No real is left that takes new flows of the VIP because it is up and may.
+    /// Too few reals are left that take new flows of the VIP because they are up and may, or none.
     fn warning(&self, (vip, _): &Place) -> Option<String> {
         let service = self.core.services().find(|service| service.config.key() == *vip)?;
-        let left = service.configured().any(|(_, s)| s.admin == Admin::Enabled && s.state == State::Up && s.weight > 0);
+        let (left, needed) = (service.serving(), service.config.min_healthy());
+        if left > 0 {
+            let too_few = || format!("only {left} of the {needed} reals that must (min_healthy) serve {vip}");
+            return (left < needed).then(too_few);
+        }
         let fate = if service.ring.current().is_empty() { "are dropped" } else { "go to reals that are down" };
-        (!left).then(|| format!("no real of {vip} that is up takes new flows: they {fate}"))
+        Some(format!("no real of {vip} that is up takes new flows: they {fate}"))
     }
 
     pub(super) fn answer_flows(&self, question: FlowsQuestion, reply: Reply<FlowsAnswer>) {

@@ -4,15 +4,18 @@ use super::Daemon;
 use crate::{
     config::VipKey,
     data_plane::{Error, Mode, Report},
+    flap::Flaps,
     model::{
         Admin, ConfigStatus, Health, InterfaceStatus, Phase, ProberState, ProberStatus, ProgramStatus, RealRow,
         RealStats, ReasonStats, RingShare, RingStatus, Stats, Status, TrackedStats, Verdict, VipRow, VipStats,
         VipSummary, XdpMode,
     },
+    notice::reason,
+    ring::WHOLE,
     service::Service,
 };
 use hc_prober::{CheckKey, CheckStatus, Condition, State};
-use jiff::Timestamp;
+use jiff::{Timestamp, Unit};
 use lb_ebpf::{
     counter::{Action, Counter, FlowEvent, Reason},
     ring::RealId,
@@ -26,9 +29,19 @@ use std::{
 
 /// The reason of a real that the data plane has no place for.
 const NO_INDEX: &str = "NO_INDEX";
+/// That of a real that is held down although its checks pass.
+const HELD_DOWN: &str = "HELD_DOWN";
 
 pub(super) fn timestamp(at: SystemTime) -> Timestamp {
     Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// By the wall, to the second: the two clocks do not go in step.
+fn second(at: Instant) -> Timestamp {
+    let (now, wall) = (Instant::now(), SystemTime::now());
+    let wall = wall + at.saturating_duration_since(now) - now.saturating_duration_since(at);
+    let at = timestamp(wall);
+    at.round(Unit::Second).unwrap_or(at)
 }
 
 fn count(number: usize) -> u32 {
@@ -47,7 +60,9 @@ impl Daemon {
     pub(super) async fn status(&self) -> impl Future<Output = Result<Status, Error>> + Send + use<> {
         let report = self.worker.report(Vec::new(), Vec::new());
         let counters = self.prober.counters().await;
-        let checks = self.prober.status().await.len();
+        let checks = self.prober.status().await;
+        let condition = self.prober.condition();
+        let fault = matches!(condition, Condition::NotSending | Condition::CutOff).then(|| fault_of(&checks)).flatten();
         let mut status = Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -62,7 +77,7 @@ impl Daemon {
             interfaces: self.interfaces(),
             program: None,
             prober: ProberStatus {
-                checks: u64::from(count(checks)),
+                checks: u64::from(count(checks.len())),
                 sent: counters.sent,
                 forged: counters.forged,
                 late: counters.late,
@@ -70,7 +85,8 @@ impl Daemon {
                 lag_p50_us: counters.lag.percentile_us(50),
                 lag_p99_us: counters.lag.percentile_us(99),
                 send_errors: counters.send_errors + counters.no_port,
-                state: prober_state(self.prober.condition()),
+                state: prober_state(condition),
+                fault,
             },
             vips: self.core.services().map(summary).collect(),
             rings: self.core.services().map(|s| self.ring_status(s)).collect(),
@@ -133,6 +149,10 @@ impl Daemon {
                 packets: 0,
                 bytes: 0,
                 window_open_until: until,
+                state: service.state(),
+                reason: reason(service.state(), service.serving(), service.config.min_healthy()),
+                reals_serving: count(service.serving()),
+                min_healthy: count(service.config.min_healthy()),
             }
         };
         let mut rows: Vec<_> = self.core.services().map(row).collect();
@@ -165,7 +185,12 @@ impl Daemon {
             let order = self.orders.get(&(service.config.key(), real.address));
             // Of a state that this daemon has not seen yet too.
             let kept = standing.zip(key.as_ref()).and_then(|(s, key)| self.history.since(key, s.state));
+            let flaps = standing.map(|standing| &standing.flaps);
+            let held_until = flaps.and_then(Flaps::held_until);
+            let span = service.config.policy().slow_start;
+            let ramp_until = standing.and_then(|standing| standing.ramp_until(span));
             let reason = match standing {
+                Some(_) if held_until.is_some() => HELD_DOWN,
                 Some(_) => check.map_or("INIT", |c| c.reason.code()),
                 None => NO_INDEX,
             };
@@ -178,7 +203,12 @@ impl Daemon {
                 admin: order.map_or(Admin::Enabled, |order| order.state),
                 state: standing.map_or(Health::Init, |s| health(s.state)),
                 reason: reason.to_owned(),
-                since: kept.or_else(|| check.map(|c| timestamp(c.since))).unwrap_or(self.started),
+                since: flaps
+                    .and_then(Flaps::since)
+                    .map(second)
+                    .or(kept)
+                    .or_else(|| check.map(|c| timestamp(c.since)))
+                    .unwrap_or(self.started),
                 last_check: check.and_then(|c| c.last_run).map(timestamp),
                 rtt_us: check.and_then(|c| c.rtt).map(micros),
                 rise: check.map_or(0, |c| c.rise),
@@ -189,6 +219,12 @@ impl Daemon {
                 admin_reason: order.and_then(|order| order.reason.clone()),
                 admin_since: order.map(|order| order.since),
                 admin_until: order.and_then(|order| order.until),
+                flaps: flaps
+                    .map_or(0, |flaps| count(flaps.recent(service.config.policy().flap.window, Instant::now()))),
+                flaps_total: flaps.map_or(0, Flaps::total),
+                held_until: held_until.map(second),
+                ramp_percent: ramp_until.and(standing).map(|s| s.portion(span, Instant::now()) * (100 / WHOLE)),
+                ramp_until: ramp_until.map(second),
             }
         })
     }
@@ -243,8 +279,8 @@ fn stats(vips: &[VipKey], reals: &[IpAddr], tracked: TrackedStats, report: &Repo
 
 fn summary(service: &Service) -> VipSummary {
     let VipKey { address, protocol, port } = service.config.key();
-    let reals_total = count(service.configured().count());
-    VipSummary { vip: address, protocol, port, reals_up: reals_up(service), reals_total }
+    let (reals_up, reals_total) = (reals_up(service), count(service.configured().count()));
+    VipSummary { vip: address, protocol, port, reals_up, reals_total, state: service.state() }
 }
 
 pub(super) fn health(state: State) -> Health {
@@ -253,6 +289,12 @@ pub(super) fn health(state: State) -> Health {
         State::Up => Health::Up,
         State::Down(_) => Health::Down,
     }
+}
+
+/// What the last probe met.
+fn fault_of(checks: &[CheckStatus]) -> Option<String> {
+    let telling = checks.iter().filter(|check| check.detail.is_some()).max_by_key(|check| check.last_run);
+    telling.and_then(|check| check.detail.clone())
 }
 
 fn prober_state(condition: Condition) -> ProberState {

@@ -20,8 +20,9 @@ pub use worker::{Outcome, Report, Worker};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray},
+    maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     programs::Xdp,
+    util::nr_cpus,
 };
 use flows::Predecessor;
 use inheritance::OWN_MAPS;
@@ -202,7 +203,29 @@ impl Program {
     /// # Errors
     /// The kernel refuses the update.
     pub fn set_real(&mut self, id: RealId, entry: RealEntry) -> Result<(), Error> {
-        self.reals.set(u32::from(id), entry, 0).map_err(Error::new("write", format!("real {id}")))
+        self.reals.set(u32::from(id), entry, 0).map_err(Error::new("write", format!("real {id}")))?;
+        // Another real that has this index later begins at nought.
+        if entry.address().is_none() { self.clear_counters_of(id) } else { Ok(()) }
+    }
+
+    fn clear_counters_of(&mut self, id: RealId) -> Result<(), Error> {
+        self.clear_counter(counter::real_index(id))?;
+        let noughts = per_cpu(SynCounter::default()).map_err(Error::new("clear", "SYNs"))?;
+        self.syns.set(u32::from(id), noughts, 0).map_err(Error::new("clear", format!("SYNs of real {id}")))
+    }
+
+    /// Clears the ring and the counter of the VIP that had this index: no table names it.
+    ///
+    /// # Errors
+    /// The kernel refuses a map or an update.
+    pub fn vacate(&mut self, index: u16) -> Result<(), Error> {
+        self.rings.vacate(index)?;
+        self.clear_counter(counter::vip_index(index))
+    }
+
+    fn clear_counter(&mut self, index: u32) -> Result<(), Error> {
+        let noughts = per_cpu(Counter::default()).map_err(Error::new("clear", "counters"))?;
+        self.counts.set(index, noughts, 0).map_err(Error::new("clear", format!("counter {index}")))
     }
 
     /// Fills a part of a ring aside and swaps it in ([`lb_ebpf::ring::RingRef::place`]); packets see the old one or the new
@@ -312,6 +335,12 @@ fn another(map: &MapData) -> Result<MapData, MapError> {
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, Error> {
     let map = ebpf.take_map(name).ok_or("not in the object").map_err(Error::new("find map", name))?;
     map.try_into().map_err(Error::new("use map", name))
+}
+
+/// The same value on every CPU.
+fn per_cpu<T: aya::Pod>(value: T) -> Result<PerCpuValues<T>, io::Error> {
+    let cpus = nr_cpus().map_err(|(_, error)| error)?;
+    PerCpuValues::try_from(vec![value; cpus])
 }
 
 /// An inner map with its one value. The kernel keeps it for as long as the outer map names it.

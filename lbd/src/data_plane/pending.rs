@@ -4,10 +4,10 @@ use super::{Error, Program};
 use crate::reconcile::Op;
 use lb_ebpf::{
     real::RealEntry,
-    ring::{RealId, Ring},
+    ring::{MAX_RING_ORDER, RealId, Ring},
     vip::VipTable,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The maps that are written.
 pub(super) trait Maps {
@@ -17,6 +17,8 @@ pub(super) trait Maps {
     fn swap_rings(&mut self, rings: &BTreeMap<u32, Box<Ring>>) -> BTreeMap<u32, Error>;
     /// Swaps the table of VIPs.
     fn swap_vips(&mut self, table: &VipTable) -> Result<(), Error>;
+    /// Clears what the VIP with this index had.
+    fn vacate(&mut self, index: u16) -> Result<(), Error>;
 }
 
 impl Maps for Program {
@@ -30,6 +32,10 @@ impl Maps for Program {
 
     fn swap_vips(&mut self, table: &VipTable) -> Result<(), Error> {
         Self::swap_vips(self, table)
+    }
+
+    fn vacate(&mut self, index: u16) -> Result<(), Error> {
+        Self::vacate(self, index)
     }
 }
 
@@ -45,8 +51,14 @@ impl Program {
                 Op::Real(id, entry) => pending.real(id, entry),
                 Op::Ring(index, ring) => pending.ring(index, ring),
                 Op::Vips(table) => pending.vips(table),
-                Op::Checks(_) | Op::Resolve(_) | Op::NoIndex(_) | Op::OtherRingSize(..) | Op::Attach | Op::Sweep(_) => {
-                }
+                Op::Vacate(index) => pending.vacate(index),
+                Op::Checks(_)
+                | Op::Resolve(_)
+                | Op::NoIndex(_)
+                | Op::OtherRingSize(..)
+                | Op::Tell(_)
+                | Op::Attach
+                | Op::Sweep(_) => {}
             }
         }
         pending.flush(self)
@@ -59,6 +71,8 @@ pub(super) struct Pending {
     reals: BTreeMap<RealId, RealEntry>,
     rings: BTreeMap<u32, Box<Ring>>,
     vips: Option<Box<VipTable>>,
+    /// Indexes that no VIP has any more.
+    vacated: BTreeSet<u16>,
 }
 
 impl Pending {
@@ -67,7 +81,14 @@ impl Pending {
     }
 
     pub(super) fn ring(&mut self, place: u32, ring: Box<Ring>) {
+        // The index is another VIP's by now.
+        self.vacated.retain(|&index| u32::from(index) != place >> MAX_RING_ORDER);
         self.rings.insert(place, ring);
+    }
+
+    pub(super) fn vacate(&mut self, index: u16) {
+        self.rings.retain(|place, _| u32::from(index) != place >> MAX_RING_ORDER);
+        self.vacated.insert(index);
     }
 
     pub(super) fn vips(&mut self, table: Box<VipTable>) {
@@ -75,11 +96,11 @@ impl Pending {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.reals.is_empty() && self.rings.is_empty() && self.vips.is_none()
+        self.reals.is_empty() && self.rings.is_empty() && self.vips.is_none() && self.vacated.is_empty()
     }
 
-    /// Writes the reals, then the rings that name them, then the table that names the rings. What is refused stays; one
-    /// of the errors is returned.
+    /// Writes the reals, then the rings that name them, then the table that names the rings; clears what it does not name
+    /// any more. What is refused stays; one of the errors is returned.
     pub(super) fn flush(&mut self, maps: &mut impl Maps) -> Result<(), Error> {
         let mut refused = None;
         self.reals.retain(|&id, entry| maps.set_real(id, *entry).map_err(|error| refused = Some(error)).is_err());
@@ -92,6 +113,10 @@ impl Pending {
         if let Some(table) = &self.vips {
             maps.swap_vips(table)?;
             self.vips = None;
+        }
+        while let Some(&index) = self.vacated.first() {
+            maps.vacate(index)?;
+            self.vacated.remove(&index);
         }
         Ok(())
     }
@@ -129,6 +154,11 @@ mod tests {
             self.said.push("vips".to_owned());
             Ok(())
         }
+
+        fn vacate(&mut self, index: u16) -> Result<(), Error> {
+            self.said.push(format!("no VIP {index}"));
+            Ok(())
+        }
     }
 
     #[expect(clippy::large_stack_arrays, reason = "64 KiB, boxed at once")]
@@ -153,6 +183,20 @@ mod tests {
         let (mut pending, mut maps) = (full(), Fake::default());
         pending.flush(&mut maps).unwrap();
         assert_eq!(maps.said, ["real 7 serves 1", "ring 0 of 8", "ring 1 of 7", "vips"]);
+        assert!(pending.is_empty());
+    }
+
+    #[test]
+    fn flush_clears_what_a_vip_had_after_the_table_without_it_and_not_if_another_has_its_place() {
+        let (mut pending, mut maps) = (Pending::default(), Fake::default());
+        let places = |index: u32| index << MAX_RING_ORDER;
+        pending.ring(places(3), ring(7));
+        pending.vacate(3);
+        pending.vacate(4);
+        pending.ring(places(4), ring(8));
+        pending.vips(Box::new(VipTable::new(HashKey::default(), 1, 0)));
+        pending.flush(&mut maps).unwrap();
+        assert_eq!(maps.said, ["ring 64 of 8", "vips", "no VIP 3"]);
         assert!(pending.is_empty());
     }
 

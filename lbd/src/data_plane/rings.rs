@@ -7,7 +7,7 @@
 
 use super::{Error, another};
 use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError};
-use lb_ebpf::ring::{MAX_RINGS, RING_PARTS, Ring};
+use lb_ebpf::ring::{MAX_RINGS, RING_PARTS, RING_SLOTS, Ring, RingRef, Slot};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::{
@@ -89,6 +89,15 @@ impl Rings {
     pub(super) fn swap<'a>(&mut self, parts: impl IntoIterator<Item = (u32, &'a Ring)>) -> BTreeMap<u32, Error> {
         let wanted = self.wanted(parts);
         wanted.chunks(WRITTEN).flat_map(|some| self.swap_some(some)).collect()
+    }
+
+    /// Empties the places of the ring with this index; the first that the kernel refused.
+    #[expect(clippy::large_stack_arrays, reason = "64 KiB, boxed at once")]
+    pub(super) fn vacate(&mut self, index: u16) -> Result<(), Error> {
+        let places = (0..RING_PARTS).filter_map(|part| Some(RingRef::new(index, 0).place(u32::try_from(part).ok()?)));
+        let held: Vec<_> = places.filter(|place| self.held.contains_key(place)).collect();
+        let empty = Box::new(Ring { slots: [Slot::default(); RING_SLOTS] });
+        self.swap(held.into_iter().map(|place| (place, &*empty))).into_values().next().map_or(Ok(()), Err)
     }
 
     /// The contents of places that hold another one.

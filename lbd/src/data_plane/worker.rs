@@ -29,6 +29,7 @@ enum Job {
     Real(RealId, RealEntry),
     Ring(u32, Box<Ring>),
     Vips(Box<VipTable>),
+    Vacate(u16),
     Ask(Question),
 }
 
@@ -117,6 +118,11 @@ impl Worker {
     /// Swaps the table of VIPs.
     pub fn swap_vips(&self, table: Box<VipTable>) {
         self.submit(Job::Vips(table));
+    }
+
+    /// Clears what the VIP with this index had, when the table of VIPs that was told before is in use.
+    pub fn vacate(&self, index: u16) {
+        self.submit(Job::Vacate(index));
     }
 
     /// Attaches to these interfaces; the outcome comes where [`Worker::start`] said.
@@ -238,6 +244,7 @@ fn take(queue: &mpsc::Receiver<Job>, pending: &mut Pending) -> Result<Option<Que
             Job::Real(id, entry) => pending.real(id, entry),
             Job::Ring(place, ring) => pending.ring(place, ring),
             Job::Vips(table) => pending.vips(table),
+            Job::Vacate(index) => pending.vacate(index),
             Job::Ask(question) => return Ok(Some(question)),
         }
     }

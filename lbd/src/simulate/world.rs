@@ -66,8 +66,10 @@ fn asked_for(ops: &[Op]) -> (Vec<Check>, Vec<IpAddr>) {
             Op::Real(..)
             | Op::Ring(..)
             | Op::Vips(_)
+            | Op::Vacate(_)
             | Op::NoIndex(_)
             | Op::OtherRingSize(..)
+            | Op::Tell(_)
             | Op::Attach
             | Op::Sweep(_) => {}
         }

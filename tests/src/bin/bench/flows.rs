@@ -17,7 +17,7 @@ use lbd::{
     config::{Protocol, VipKey, VipMiss},
     data_plane::{Program, XdpAction},
     maglev::{Candidate, Maglev},
-    ring::{Member, NewFlows, Ring},
+    ring::{Member, NewFlows, Ring, WHOLE},
     vip_table,
 };
 use serde::Serialize;
@@ -142,7 +142,8 @@ impl World {
     /// From now on so many reals are in the ring. The first time no packet has met it.
     fn admit(&mut self, reals: RealId) -> Result<()> {
         let candidate = |id| Candidate { id, address: real_address(id).into(), weight: 100 };
-        let member = |id| Member { candidate: candidate(id), admitted: true, new_flows: NewFlows::Take, serves: true };
+        let new_flows = NewFlows::Take;
+        let member = |id| Member { candidate: candidate(id), admitted: true, new_flows, serves: true, portion: WHOLE };
         let is_first = self.ring.current().is_empty();
         self.ring.update(&(1..=reals).map(member).collect::<Vec<_>>(), is_first, Instant::now());
         for (place, mut words) in (RingRef::new(0, 0).place(0)..).zip(self.ring.words()) {
