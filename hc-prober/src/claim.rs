@@ -67,6 +67,39 @@ fn solicitation(mac: Mac, from: Ipv6Addr, of: Ipv6Addr) -> Vec<u8> {
     [&ethernet, mac.as_slice(), &[0x86, 0xdd], &ip, &from.octets(), &to.octets(), &body(sum.to_be_bytes())].concat()
 }
 
+/// The Ethernet frame that tells everybody on a link where an address is: an ARP announcement (RFC 5227, 2.3), or an
+/// unsolicited neighbour advertisement (RFC 4861, 7.2.6).
+#[must_use]
+pub fn announcement(mac: Mac, address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => request(mac, address, address),
+        IpAddr::V6(address) => advertisement(mac, address),
+    }
+}
+
+/// RFC 4861, 4.4, to all nodes: it overrides what they know.
+fn advertisement(mac: Mac, of: Ipv6Addr) -> Vec<u8> {
+    const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    const OVERRIDE: u8 = 0x20;
+    // Type 136; the option is the target's hardware address.
+    let body = |sum: [u8; 2]| [&[136, 0], sum.as_slice(), &[OVERRIDE, 0, 0, 0], &of.octets(), &[2, 1], &mac].concat();
+    let sum = util::ipv6_checksum(&body([0; 2]), 1, &[], &of, &ALL_NODES, IpNextHeaderProtocols::Icmpv6);
+    let ip = [0x60, 0, 0, 0, 0, 32, 58, 255];
+    let ethernet = [0x33, 0x33, 0, 0, 0, 1];
+    let body = body(sum.to_be_bytes());
+    [&ethernet, mac.as_slice(), &[0x86, 0xdd], &ip, &of.octets(), &ALL_NODES.octets(), &body].concat()
+}
+
+/// Tells everybody on the link that an address is at ours.
+///
+/// # Errors
+/// Not permitted (`CAP_NET_RAW`), or the link is down or gone.
+pub fn announce(link: Link, address: IpAddr) -> io::Result<()> {
+    let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+    // No protocol: it receives nothing.
+    socket.send_to(&announcement(link.mac, address), &device(link.interface, 0)?).map(drop)
+}
+
 /// Who claims the address that was asked for, if that is what the frame says: its sender.
 #[must_use]
 pub fn claimant(question: &Question, frame: &[u8]) -> Option<Mac> {
@@ -191,6 +224,23 @@ mod tests {
         assert_eq!(header.destination_addr(), "ff02::1:ff12:3456".parse::<Ipv6Addr>().unwrap());
         let icmp = Icmpv6Slice::from_slice(ip.payload().payload).unwrap();
         assert!(icmp.is_checksum_valid(header.source(), header.destination()));
+    }
+
+    #[test]
+    fn announcement_claims_the_address_for_its_sender() {
+        let nd = question(true);
+        let frame = announcement(THEIRS, nd.of);
+        assert_eq!(claimant(&nd, &frame), Some(THEIRS));
+        let packet = SlicedPacket::from_ethernet(&frame).unwrap();
+        let Some(NetSlice::Ipv6(ip)) = packet.net else { panic!("{packet:?}") };
+        let icmp = Icmpv6Slice::from_slice(ip.payload().payload).unwrap();
+        assert!(icmp.is_checksum_valid(ip.header().source(), ip.header().destination()));
+
+        let arp = announcement(THEIRS, question(false).of);
+        assert_eq!(
+            (&arp[..6], &arp[22..28], &arp[28..32], &arp[38..]),
+            (&[0xff; 6][..], &THEIRS[..], &arp[38..], &[198, 19, 7, 1][..])
+        );
     }
 
     #[test]

@@ -82,6 +82,8 @@ reasons! {
     TooBigReply = 17, Transmit, "too_big_reply";
     /// The same, and too many were told just before.
     DropTooBigLimited = 18, Drop, "drop_too_big_limited";
+    /// An ARP request or a neighbour solicitation for a VIP, answered.
+    NeighbourReply = 19, Transmit, "neighbour_reply";
 }
 
 macro_rules! flow_events {

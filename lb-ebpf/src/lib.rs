@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), no_std)]
 #![allow(clippy::inline_always, reason = "the packet path is one function: a call costs what it saves")]
 
+pub mod answer;
 pub mod bench;
 pub mod counter;
 pub mod decap;

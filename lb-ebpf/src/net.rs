@@ -11,6 +11,8 @@ pub const IPV4_LEN: usize = 20;
 pub const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
 /// Length of an IPv6 header without extension headers, bytes.
 pub const IPV6_LEN: usize = 40;
+/// EtherType of ARP, in network byte order as loaded from memory.
+pub const ETHERTYPE_ARP: u16 = 0x0806_u16.to_be();
 /// EtherType of IPv6, in network byte order as loaded from memory.
 pub const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
 /// EtherType of a VLAN tag (IEEE 802.1Q), in network byte order as loaded from memory.

@@ -145,19 +145,27 @@ impl Orders {
     /// # Errors
     /// The file system refuses; what was there before is there still.
     pub fn save(&self, directory: &Path) -> Result<(), Error> {
-        let (path, aside) = (directory.join(FILE), directory.join(format!("{FILE}.new")));
-        let error = |operation| Error::new(operation, &path);
         let kept = Kept { version: VERSION, orders: self.0.iter().map(Row::of).collect() };
-        let text = serde_json::to_string_pretty(&kept).map_err(io::Error::other).map_err(error("write"))?;
-        let written = File::create(&aside).and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.write_all(b"\n")?;
-            file.sync_all()
-        });
-        written.map_err(error("write"))?;
-        fs::rename(&aside, &path).map_err(error("replace"))?;
-        File::open(directory).and_then(|directory| directory.sync_all()).map_err(error("replace"))
+        keep(directory, FILE, &kept)
     }
+}
+
+/// Writes a file of JSON into a directory: when this returns it is on the disk, whole.
+///
+/// # Errors
+/// The file system refuses; what was there before is there still.
+pub(crate) fn keep(directory: &Path, file: &str, what: &impl Serialize) -> Result<(), Error> {
+    let (path, aside) = (directory.join(file), directory.join(format!("{file}.new")));
+    let error = |operation| Error::new(operation, &path);
+    let text = serde_json::to_string_pretty(what).map_err(io::Error::other).map_err(error("write"))?;
+    let written = File::create(&aside).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.write_all(b"\n")?;
+        file.sync_all()
+    });
+    written.map_err(error("write"))?;
+    fs::rename(&aside, &path).map_err(error("replace"))?;
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(error("replace"))
 }
 
 /// Where it can be looked at, beside those of earlier times.

@@ -7,6 +7,7 @@
 //! GET /v1/reals/history[?real=ADDRESS][&vip=ADDRESS][&port=NUMBER]
 //! GET /v1/reals/flows?real=ADDRESS[&vip=ADDRESS][&port=NUMBER]&recent_s=NUMBER&since_s=NUMBER
 //! POST /v1/reals/admin with JSON: {"of": {"real": ADDRESS, "vip": …, "port": …}, "state": "draining", "reason": …, "for_s": …}
+//! POST /v1/node with JSON: {"state": "standby", "reason": …}
 //! ```
 
 use std::fs::{self, Permissions};
@@ -27,8 +28,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::model::{
-    AdminOrder, AdminResult, ErrorBody, FlowsAnswer, FlowsQuestion, HistoryQuestion, HistoryRow, RealChoice,
-    RealDetail, RealRow, ReloadResult, Stats, Status, TraceQuestion, VipRow, WhyRow,
+    AdminOrder, AdminResult, ErrorBody, FlowsAnswer, FlowsQuestion, HistoryQuestion, HistoryRow, NodeOrder, NodeRow,
+    RealChoice, RealDetail, RealRow, ReloadResult, Stats, Status, TraceQuestion, VipRow, WhyRow,
 };
 
 /// How long the owner task may take to answer; a reload fills rings and waits for the kernel.
@@ -62,6 +63,8 @@ pub enum Request {
     Trace(TraceQuestion, Reply<Vec<u8>>),
     /// Drain, disable or enable a real; the error says why nothing was changed.
     Admin(AdminOrder, Reply<AdminResult>),
+    /// Have the node announce VIPs, or none; the error says why nothing was changed.
+    Node(NodeOrder, Reply<NodeRow>),
     /// How many flows go to a real.
     Flows(FlowsQuestion, Reply<FlowsAnswer>),
     /// The data plane's counters.
@@ -172,6 +175,7 @@ fn router(requests: mpsc::Sender<Request>) -> Router {
         .route("/v1/reals/trace", get(trace))
         .route("/v1/reals/flows", get(async |owner: Owner, query| about(owner, query, Request::Flows).await))
         .route("/v1/reals/admin", post(administer))
+        .route("/v1/node", post(order_node))
         .route("/v1/stats", get(async |owner: Owner| read(owner, Request::Stats).await))
         .route("/v1/reload", post(reload))
         .fallback(unknown_path)
@@ -230,6 +234,11 @@ async fn administer(
         _ => ApiError::Question(rejection.body_text()),
     })?;
     ask(owner, |reply| Request::Admin(order, reply)).await?.map(Json).map_err(ApiError::Refused)
+}
+
+async fn order_node(owner: Owner, order: Result<Json<NodeOrder>, JsonRejection>) -> Result<Json<NodeRow>, ApiError> {
+    let Json(order) = order.map_err(|rejection| ApiError::Question(rejection.body_text()))?;
+    ask(owner, |reply| Request::Node(order, reply)).await?.map(Json).map_err(ApiError::Refused)
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {

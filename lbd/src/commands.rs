@@ -32,6 +32,8 @@ pub enum Command {
     },
     #[expect(missing_docs, reason = "that of its arguments is shown")]
     Simulate(Simulate),
+    #[expect(missing_docs, reason = "that of its arguments is shown")]
+    Withdraw(Withdraw),
 }
 
 const PINS: &str = "/sys/fs/bpf/lbd/v1";
@@ -69,6 +71,23 @@ pub struct Simulate {
     /// The largest outer packet that the paths to the reals carry, in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = clap::value_parser!(u16).range(68..))]
     pub mtu: u16,
+}
+
+/// Withdraw the VIPs that an lbd which has ended has left announced: delete its routes.
+///
+/// An lbd that dies, or ends with `--leave-attached`, leaves them, as it leaves the data plane. This is for a stop that is
+/// meant (`ExecStopPost`); nothing to withdraw is no error. The table and the protocol number are those of the configuration.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Exit status: 0 none is left, 1 the configuration or the kernel is at fault, or lbd still runs; 2 usage."
+)]
+pub struct Withdraw {
+    /// The configuration.
+    #[arg(long, value_name = "FILE", default_value = "/etc/lbd/lbd.toml")]
+    pub config: PathBuf,
+    /// The socket of lbd: one that answers there would announce them again, so nothing is done.
+    #[arg(long, value_name = "PATH", default_value = crate::cli::DEFAULT_SOCKET)]
+    pub socket: PathBuf,
 }
 
 /// Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads the configuration.

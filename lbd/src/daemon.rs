@@ -9,6 +9,8 @@
 //! ```
 
 mod admin;
+mod announce;
+mod answers;
 mod evidence;
 mod supervision;
 mod views;
@@ -22,7 +24,7 @@ use crate::{
     data_plane::{Attached, Mode, Outcome, Worker, chain},
     history::{History, file::HistoryFile},
     manager,
-    model::ReloadResult,
+    model::{NodeRow, ReloadResult},
     nexthop::{self, Resolver},
     path_mtu::{self, TooBig},
     reconcile::{Core, Event, Op},
@@ -88,6 +90,9 @@ pub enum Error {
     /// A part that the daemon cannot do without is gone; it has said why.
     #[error("{0} has ended")]
     Ended(&'static str),
+    /// The table of announced routes.
+    #[error(transparent)]
+    Announce(#[from] crate::announce::RouteError),
     /// Signals, netlink, randomness.
     #[error("{0}: {1}")]
     Io(&'static str, std::io::Error),
@@ -107,9 +112,13 @@ struct Daemon {
     diagnoses: Diagnoses,
     /// What operators say of reals.
     orders: Orders,
+    /// And of the node.
+    node: NodeRow,
     history: History,
     history_file: HistoryFile,
     resolver: Resolver,
+    announcer: announce::Announcer,
+    answerer: answers::Answerer,
     wanted: Vec<IpAddr>,
     unresolved: Vec<IpAddr>,
     /// Flows remembered at the last sweep.
@@ -148,12 +157,15 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let api = server.start(requests);
 
     let (history_file, history) = HistoryFile::open(&options.state_dir, evidence::check_keys(&config));
+    let (announcer, mut routes) = announce::Announcer::start(config.announce(), &inheritance).await?;
     let (core, ops) = Core::start(config, inheritance, Instant::now());
     let now = Timestamp::now();
     let (wanted, unresolved) = (Vec::new(), Vec::new());
     let (revision, last_reload_error) = (1, None);
+    let node = crate::node::load(&options.state_dir);
     let mut daemon = Daemon {
         orders,
+        node,
         options,
         core,
         worker,
@@ -163,6 +175,8 @@ pub async fn run(options: Options) -> Result<(), Error> {
         history,
         history_file,
         resolver,
+        announcer,
+        answerer: answers::Answerer::default(),
         wanted,
         unresolved,
         remembered: None,
@@ -175,6 +189,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     daemon.carry_out(ops).await;
+    daemon.announce().await;
     daemon.resume_orders().await;
     loop {
         tokio::select! {
@@ -187,6 +202,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
                 why::log(&key, &finding);
                 daemon.explain(&key, &finding.code);
             }
+            word = routes.recv() => daemon.hear(word.ok_or(Error::Ended("watching the announced routes"))?).await?,
             Some(told) = too_big.recv() => daemon.too_big(told).await,
             outcome = outcomes.recv() => daemon.outcome(outcome.ok_or(Error::Ended("the data plane's thread"))?).await?,
             Some(request) = asked.recv() => daemon.answer(request).await,
@@ -209,11 +225,13 @@ impl Daemon {
         self.end_orders().await;
         self.event(Event::Tick).await;
         self.supervise();
+        self.mend_routes().await;
     }
 
     async fn event(&mut self, event: Event) {
         let ops = self.core.apply(event, Instant::now());
         self.carry_out(ops).await;
+        self.announce().await;
     }
 
     async fn carry_out(&mut self, ops: Vec<Op>) {
@@ -268,6 +286,7 @@ impl Daemon {
                 self.attached = attached?;
                 tracing::info!("attached");
                 self.tell_ready();
+                self.announce().await;
             }
             Outcome::Swept(Ok(sweep)) => {
                 tracing::debug!(living = sweep.living, cleared = sweep.cleared, "swept the tracked flows");
@@ -336,6 +355,7 @@ impl Daemon {
         };
         warn(&config);
         let changes: Vec<_> = Config::diff(self.core.config(), &config).iter().map(ToString::to_string).collect();
+        self.announcer.configure(config.announce());
         self.event(Event::Configured(config)).await;
         self.resume_orders().await;
         self.revision += 1;
@@ -360,6 +380,14 @@ impl Daemon {
                     .to_owned(),
             );
         }
+        let (old, announce) = (self.core.config().announce(), new.announce());
+        if (old.table(), old.protocol()) != (announce.table(), announce.protocol()) {
+            return Err(
+                "[announce]: table and protocol cannot change on reload; stop lbd, which withdraws what is in the \
+                        old table, and start it again"
+                    .to_owned(),
+            );
+        }
         Ok(new)
     }
 
@@ -374,6 +402,8 @@ impl Daemon {
             Request::History(question, reply) => drop(reply.send(self.history_rows(question))),
             Request::Why(question, reply) => self.answer_why(question, reply),
             Request::Admin(order, reply) => self.answer_admin(order, reply).await,
+            // An asker that is gone wants no answer.
+            Request::Node(order, reply) => drop(reply.send(self.order_node(order).await)),
             Request::Flows(question, reply) => self.answer_flows(question, reply),
             Request::Status(reply) => send(reply, self.status().await),
             Request::Vips(reply) => send(reply, self.vip_rows()),
@@ -382,7 +412,10 @@ impl Daemon {
         }
     }
 
-    async fn end(self) -> Result<(), Error> {
+    async fn end(mut self) -> Result<(), Error> {
+        if !self.options.leave_attached {
+            self.withdraw_all().await;
+        }
         self.prober.shutdown();
         if self.options.leave_attached {
             tracing::info!("ending; the data plane stays attached");

@@ -1,10 +1,11 @@
 //! The load balancer's daemon and its CLI.
 //!
 //! Pure: `config`, `maglev`, `ring`, `service`, `reconcile`, `sweep`, `vip_table`, `ids`, `path_mtu`, `history`, `flap`,
-//! `slow_start`, `notice`. Edges: `data_plane`, `nexthop`, `api`, `daemon`, `manager`, `capabilities`, `admin` (a file), `cli`,
-//! `commands`, `simulate`, `why`.
+//! `slow_start`, `notice`, `announce::Plan`. Edges: `data_plane`, `nexthop`, `announce`, `api`, `daemon`, `manager`,
+//! `capabilities`, `admin` and `node` (a file each), `cli`, `commands`, `simulate`, `why`.
 
 pub mod admin;
+pub mod announce;
 pub mod api;
 pub mod capabilities;
 pub mod cli;
@@ -19,6 +20,7 @@ pub mod maglev;
 pub mod manager;
 pub mod model;
 pub mod nexthop;
+pub mod node;
 pub mod notice;
 pub mod path_mtu;
 pub mod reconcile;

@@ -2,7 +2,7 @@
 
 use clap::Parser as _;
 use lbd::{
-    commands::{Cli, Command, Run, Simulate},
+    commands::{Cli, Command, Run, Simulate, Withdraw},
     config::Config,
     daemon::{self, Options},
     data_plane,
@@ -10,6 +10,7 @@ use lbd::{
 };
 use std::{
     io::{self, BufWriter, IsTerminal as _},
+    os::unix::net::UnixStream,
     path::Path,
     process::ExitCode,
 };
@@ -21,6 +22,7 @@ async fn main() -> ExitCode {
         Command::Check { config } => check(&config),
         Command::Detach { bpffs } => detach(&bpffs),
         Command::Simulate(options) => simulate(options),
+        Command::Withdraw(options) => withdraw(options).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -44,6 +46,18 @@ fn check(path: &Path) -> Result<(), String> {
 fn detach(pins: &Path) -> Result<(), String> {
     let interfaces = data_plane::detach(pins).map_err(|error| error.to_string())?;
     println!("detached; interfaces: {interfaces}");
+    Ok(())
+}
+
+async fn withdraw(Withdraw { config, socket }: Withdraw) -> Result<(), String> {
+    let announce = Config::load(&config).map_err(|error| error.to_string())?.announce();
+    if UnixStream::connect(&socket).is_ok() {
+        return Err(format!("an lbd answers at {} and would announce the VIPs again: stop it first", socket.display()));
+    }
+    let withdrawn = lbd::announce::withdraw(announce).await.map_err(|error| error.to_string())?;
+    for address in withdrawn {
+        println!("withdrawn: {address}");
+    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The JSON contract of the API, which is also that of `lbctl -o json`: fields are added, never renamed or removed.
 
 mod evidence;
+mod node;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::evidence::{CheckRow, HistoryQuestion, HistoryRow, RealDetail, RttStats, Severity, TraceQuestion};
+pub use self::node::{NodeOrder, NodeRow, NodeState};
 use crate::config::{Protocol, VipKey};
 
 /// `GET /v1/status`: the daemon as a whole.
@@ -22,6 +24,9 @@ pub struct Status {
     pub started: Timestamp,
     /// Whether it is in service yet.
     pub phase: Phase,
+    /// What the operator has said of the node as a whole.
+    #[serde(default)]
+    pub node: NodeRow,
     /// The configuration in force.
     pub config: ConfigStatus,
     /// The devices the configuration names.
@@ -250,6 +255,18 @@ pub struct VipRow {
     /// Reals that must (`min_healthy`; a percentage is one of `reals_total`, rounded up).
     #[serde(default)]
     pub min_healthy: u32,
+    /// Its clients are served here: packets meet it, and its ring names a real, or one that drains has flows.
+    #[serde(default)]
+    pub serving: bool,
+    /// The host route of its address; null where it is not to be announced.
+    #[serde(default)]
+    pub route: Option<Route>,
+    /// While that is held: when it will be announced if it can serve until then.
+    #[serde(default)]
+    pub route_held_until: Option<Timestamp>,
+    /// Whether who asks for its address by ARP or neighbour solicitation is answered; null where it is not to be.
+    #[serde(default)]
+    pub answers: Option<bool>,
 }
 
 /// `lbctl vip show`: one VIP with its reals.
@@ -260,6 +277,36 @@ pub struct VipDetail {
     pub row: VipRow,
     /// What `GET /v1/reals` tells of its reals.
     pub reals: Vec<RealRow>,
+}
+
+/// How it stands with the host route of a VIP's address, which is for all VIPs of that address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Route {
+    /// It is in the table.
+    Announced,
+    /// It can serve; the route comes when packets meet its ring.
+    Pending,
+    /// It can serve again; the route comes when it has for `hold_down`.
+    Held,
+    /// It can serve, and the kernel does not take the route: the log says why.
+    Refused,
+    /// It cannot serve.
+    Withdrawn,
+}
+
+impl Route {
+    /// As JSON and tables have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Announced => "announced",
+            Self::Pending => "pending",
+            Self::Held => "held",
+            Self::Refused => "refused",
+            Self::Withdrawn => "withdrawn",
+        }
+    }
 }
 
 /// `GET /v1/reals`: one real of one VIP.

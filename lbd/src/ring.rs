@@ -166,6 +166,12 @@ impl Ring {
         self.slots.iter().map(|slot| slot.cur).filter(|id| *id != 0).collect()
     }
 
+    /// Whether new flows go anywhere.
+    #[must_use]
+    pub fn has_takers(&self) -> bool {
+        self.basis.iter().any(|candidate| self.takers.contains(&candidate.id))
+    }
+
     /// Takes the policy of a new configuration; an open window keeps its end. While fewer reals than `enough` (at least one)
     /// take new flows, those that did go on if `keep_last` says so.
     pub fn set_policy(&mut self, flow_idle: Duration, keep_last: bool, enough: usize) {

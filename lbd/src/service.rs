@@ -306,6 +306,14 @@ impl Service {
         notices
     }
 
+    /// Whether its clients are served here: new flows go somewhere, or a real that drains finishes those that it has. With
+    /// `all_down = "keep"` that is so while the last reals are kept; with `withdraw` not while fewer than `min_healthy` serve.
+    #[must_use]
+    pub fn can_serve(&self) -> bool {
+        let drains = || self.configured().any(|(_, s)| s.admin == Admin::Draining && s.serves() != Serves::default());
+        self.is_published() && (self.ring.has_takers() && self.state != VipState::Unable || drains())
+    }
+
     /// Its configured reals and what is known of each.
     pub fn configured(&self) -> impl Iterator<Item = (IpAddr, &Standing)> {
         self.standings.iter().filter(|(_, s)| s.configured).map(|(&address, s)| (address, s))

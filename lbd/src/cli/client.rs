@@ -13,8 +13,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use crate::model::{
-    AdminOrder, AdminResult, ErrorBody, FlowsAnswer, FlowsQuestion, HistoryQuestion, HistoryRow, RealChoice,
-    RealDetail, RealRow, ReloadResult, Stats, Status, TraceQuestion, VipRow, WhyRow,
+    AdminOrder, AdminResult, ErrorBody, FlowsAnswer, FlowsQuestion, HistoryQuestion, HistoryRow, NodeOrder, NodeRow,
+    RealChoice, RealDetail, RealRow, ReloadResult, Stats, Status, TraceQuestion, VipRow, WhyRow,
 };
 
 /// Longer than the daemon gives itself, so that its own message arrives.
@@ -140,6 +140,14 @@ impl Client {
     /// [`ClientError::Refused`] if there is no such real or the order cannot be kept; else as above.
     pub async fn administer(&self, order: &AdminOrder) -> Result<AdminResult, ClientError> {
         self.tell("/v1/reals/admin", order).await
+    }
+
+    /// `POST /v1/node`
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if the order cannot be kept; else as above.
+    pub async fn order_node(&self, order: &NodeOrder) -> Result<NodeRow, ClientError> {
+        self.tell("/v1/node", order).await
     }
 
     /// `GET /v1/reals/flows`

@@ -18,7 +18,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::model::{Admin, AdminOrder, HistoryQuestion, RealChoice, RealRow, TraceQuestion, VipDetail, VipRow};
+use crate::model::{
+    Admin, AdminOrder, HistoryQuestion, NodeOrder, NodeState, RealChoice, RealRow, TraceQuestion, VipDetail, VipRow,
+};
 use client::{Client, ClientError};
 use render::Style;
 
@@ -55,6 +57,9 @@ enum Command {
     /// The servers behind them
     #[command(subcommand)]
     Real(RealCommand),
+    /// This node as a whole
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Show the data plane's counters
     Stats,
     /// Have lbd read its configuration again, and show what that changed
@@ -67,6 +72,26 @@ enum VipCommand {
     List,
     /// Show a VIP with its reals: whether it is able to serve, why not, and how many reals must (`min_healthy`)
     Show(WhichVip),
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeCommand {
+    /// Announce the VIPs that can serve, at once
+    ///
+    /// Those with `announce = ["arp"]` are announced only if this was said since the host started.
+    Active(NodeArgs),
+    /// Announce no VIP; packets that come all the same are forwarded
+    ///
+    /// Holds over reloads and restarts of lbd until `active`. When this returns, the routes are gone from this host's table;
+    /// routers take their time.
+    Standby(NodeArgs),
+}
+
+#[derive(Debug, Args)]
+struct NodeArgs {
+    /// Why, for whoever looks at it later; one line of at most 200 characters
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -316,6 +341,14 @@ async fn answer(cli: &Cli, style: Style) -> Result<String, Failure> {
             let (file, path) = (client.trace(filter.question()).await?, filter.pcap.clone());
             std::fs::write(&path, &file).map_err(|source| ClientError::Write { path: path.clone(), source })?;
             show(cli.output, &evidence::Traced::of(path, &file), |traced| format!("{traced}\n"))
+        }
+        Command::Node(node) => {
+            let (state, NodeArgs { reason }) = match node {
+                NodeCommand::Active(args) => (NodeState::Active, args),
+                NodeCommand::Standby(args) => (NodeState::Standby, args),
+            };
+            let order = NodeOrder { state, reason: reason.clone() };
+            show(cli.output, &client.order_node(&order).await?, |node| render::node(node, style) + "\n")
         }
         Command::Stats => show(cli.output, &client.stats().await?, |stats| render::stats(stats, style)),
         Command::Reload => show(cli.output, &client.reload().await?, render::reload),

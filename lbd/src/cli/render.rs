@@ -7,8 +7,8 @@ use jiff::Timestamp;
 
 use crate::config::VipKey;
 use crate::model::{
-    AdminResult, Finding, Health, Phase, ProberState, RealRow, ReloadResult, Stats, Status, TrackedStats, Verdict,
-    VipDetail, VipRow, VipState, WhyRow, XdpMode,
+    AdminResult, Finding, Health, NodeRow, Phase, ProberState, RealRow, ReloadResult, Route, Stats, Status,
+    TrackedStats, Verdict, VipDetail, VipRow, VipState, WhyRow, XdpMode,
 };
 
 /// How to draw.
@@ -61,6 +61,7 @@ fn head(status: &Status, style: Style) -> String {
         let below = format!("\n{:11}", "");
         lines.push(("", format!("last reload refused: {}", error.replace('\n', &below))));
     }
+    lines.push(("node", node(&status.node, style)));
     for interface in &status.interfaces {
         let mode = match interface.mode {
             XdpMode::Native => "native",
@@ -102,6 +103,14 @@ fn head(status: &Status, style: Style) -> String {
     })
 }
 
+/// `lbctl node active|standby`
+#[must_use]
+pub fn node(node: &NodeRow, style: Style) -> String {
+    let since = node.since.map(|since| format!(" for {}", style.age(since)));
+    let reason = node.reason.as_ref().map(|reason| format!(" ({reason})"));
+    [node.state.name(), &since.unwrap_or_default(), &reason.unwrap_or_default()].concat()
+}
+
 /// Only what is wrong.
 fn prober_state(state: ProberState) -> &'static str {
     match state {
@@ -132,10 +141,23 @@ pub fn vips(rows: &[VipRow], style: Style) -> String {
             number(slots(row.ring_size, row.ring_size_wanted)),
             Cell::new(&row.digest),
             Cell::new(row.window_open_until.map_or_else(|| "-".into(), |end| seconds(style.now, end))),
+            route(row, style),
+            Cell::new(row.answers.map_or("-", |answers| if answers { "answers" } else { "silent" })),
             Cell::new(row.reason.as_deref().unwrap_or("-")),
         ]
     });
-    table(&["VIP", "UP", "STATE", "PACKETS", "BYTES", "SLOTS", "DIGEST", "WINDOW", "WHY"], cells, style)
+    let header = ["VIP", "UP", "STATE", "PACKETS", "BYTES", "SLOTS", "DIGEST", "WINDOW", "ROUTE", "ARP", "WHY"];
+    table(&header, cells, style)
+}
+
+fn route(row: &VipRow, style: Style) -> Cell {
+    let Some(route) = row.route else { return Cell::new("-") };
+    let held = row.route_held_until.map(|until| format!(" {}", seconds(style.now, until)));
+    Cell::new(format!("{}{}", route.name(), held.unwrap_or_default())).fg(match route {
+        Route::Announced => Color::Green,
+        Route::Pending | Route::Held => Color::Yellow,
+        Route::Refused | Route::Withdrawn => Color::Red,
+    })
 }
 
 /// `lbctl vip show`: a paragraph a VIP.

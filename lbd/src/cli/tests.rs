@@ -112,6 +112,10 @@ fn some_vips() -> Vec<VipRow> {
         reason: Some("1 serve, 2 must: none is taken out".to_owned()),
         reals_serving: 1,
         min_healthy: 2,
+        serving: true,
+        route: Some(Route::Held),
+        route_held_until: Some(now() + SignedDuration::from_secs(4)),
+        answers: Some(true),
     };
     let udp = VipRow {
         protocol: Protocol::Udp,
@@ -122,6 +126,9 @@ fn some_vips() -> Vec<VipRow> {
         state: VipState::Serving,
         reason: None,
         min_healthy: 1,
+        route: None,
+        route_held_until: None,
+        answers: None,
         ..tcp.clone()
     };
     vec![tcp, udp]
@@ -139,6 +146,7 @@ fn some_status() -> Status {
             loaded_at: ago(59),
             last_reload_error: Some("lbd.toml:3:1: wrong\n3 | x".into()),
         },
+        node: some_node(),
         interfaces: vec![InterfaceStatus { name: "eth0".into(), mode: XdpMode::Native, attached: true }],
         program: Some(ProgramStatus { id: 17, verified_insns: Some(4521) }),
         prober: ProberStatus {
@@ -169,6 +177,10 @@ fn some_status() -> Status {
             shares: vec![RingShare { real: real(11), share: 1.0 }],
         }],
     }
+}
+
+fn some_node() -> NodeRow {
+    NodeRow { state: NodeState::Standby, reason: Some("new switch".into()), since: Some(ago(61)) }
 }
 
 fn some_stats() -> Stats {
@@ -219,9 +231,9 @@ fn vips_plain_are_aligned_columns() {
         render::vips(&some_vips(), plain()),
         shown(
             "
-VIP                 UP   STATE    PACKETS  BYTES      SLOTS  DIGEST            WINDOW  WHY
-198.19.10.1:80/tcp  1/3  kept     1234567  987654321  16384  9f86d081884c7d65  14m59s  1 serve, 2 must: none is taken out
-198.19.10.1:*/udp   1/3  serving        0          0  16384  9f86d081884c7d65  -       -
+VIP                 UP   STATE    PACKETS  BYTES      SLOTS  DIGEST            WINDOW  ROUTE    ARP      WHY
+198.19.10.1:80/tcp  1/3  kept     1234567  987654321  16384  9f86d081884c7d65  14m59s  held 4s  answers  1 serve, 2 must: none is taken out
+198.19.10.1:*/udp   1/3  serving        0          0  16384  9f86d081884c7d65  -       -        -        -
 "
         )
     );
@@ -253,6 +265,7 @@ lbd        0.1.0 pid 42, running for 12d04h
 config     /etc/lbd/lbd.toml revision 3, loaded 59s ago
            last reload refused: lbd.toml:3:1: wrong
            3 | x
+node       standby for 1m01s (new switch)
 interface  eth0 native, attached
 program    id 17, 4521 instructions verified
 prober     6 checks, 1234 probes sent, 0 not sent, 0 forged, 2 late, lag p50 63 us, p99 120 us, max 120 us
@@ -549,6 +562,10 @@ fn start(path: &Path) -> Serving {
                     assert_eq!((asked, vip, port, wait_ms), (real(12), Some(VIP), None, Some(5000)));
                     drop(reply.send(Ok(b"a file".to_vec())));
                 }
+                Request::Node(order, reply) => {
+                    assert_eq!(order, NodeOrder { state: NodeState::Standby, reason: some_node().reason });
+                    drop(reply.send(Ok(some_node())));
+                }
                 Request::Stats(reply) => drop(reply.send(Ok(some_stats()))),
                 Request::Reload(reply) => drop(reply.send(Err("lbd.toml:1:1: wrong".into()))),
             }
@@ -578,6 +595,8 @@ async fn client_and_api_agree_on_every_answer() {
         other => panic!("{other:?}"),
     }
     assert_eq!(client.administer(&some_order()).await.unwrap().warnings, ["none left"]);
+    let order = NodeOrder { state: NodeState::Standby, reason: some_node().reason };
+    assert_eq!(client.order_node(&order).await.unwrap(), some_node());
     let flows = FlowsQuestion { real: real(12), vip: Some(VIP), port: None, recent_s: 7, since_s: 8 };
     assert_eq!(client.flows(flows).await.unwrap(), FlowsAnswer { recent: 7, since: 8, is_out: true });
     let of_one_port = RealChoice { vip: Some(VIP), port: Some(80), ..question };

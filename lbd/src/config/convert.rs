@@ -16,8 +16,8 @@ use toml::Spanned;
 
 use super::dto;
 use super::{
-    Config, DEFAULT_SEED, HashBy, MAX_REALS, MAX_VIPS, MinHealthy, Mistake, Node, OnAllDown, Policy, Protocol, Real,
-    Timing, Vip, VipKey, VipMiss,
+    AnnounceBy, Config, DEFAULT_SEED, HashBy, MAX_REALS, MAX_VIPS, MinHealthy, Mistake, Node, OnAllDown, Policy,
+    Protocol, Real, Timing, Vip, VipKey, VipMiss,
 };
 
 const DEFAULT_WEIGHT: u16 = 100;
@@ -32,6 +32,7 @@ struct Base {
     flow_idle: Duration,
     on_all_down: OnAllDown,
     policy: Policy,
+    announce_by: AnnounceBy,
 }
 
 const FLOW_IDLE_DEFAULT: Duration = Duration::from_mins(15);
@@ -43,6 +44,7 @@ impl Default for Base {
             flow_idle: FLOW_IDLE_DEFAULT,
             on_all_down: OnAllDown::Keep,
             policy: Policy::default(),
+            announce_by: AnnounceBy::default(),
         }
     }
 }
@@ -51,18 +53,19 @@ impl Default for Base {
 pub(super) fn config(file: dto::File) -> Result<Config, Vec<Mistake>> {
     let mut reader = Reader::default();
     let node = reader.node(file.node);
+    let announce = file.announce.read(&mut reader.0);
     let base = reader.base(&file.defaults).unwrap_or_default();
     let mut vips: Vec<_> = file.vip.iter().filter_map(|vip| reader.vip(vip, &base)).collect();
     reader.across(&file.vip);
     if let Some(node) = &node {
         reader.across_sources(node, &file.vip);
     }
-    match (node, reader.0.into_vec()) {
-        (Some(node), mistakes) if mistakes.is_empty() => {
+    match (node, announce, reader.0.into_vec()) {
+        (Some(node), Some(announce), mistakes) if mistakes.is_empty() => {
             vips.sort_by_key(|vip| vip.key);
-            Ok(Config { node, vips })
+            Ok(Config { node, announce, vips })
         }
-        (_, mistakes) => Err(mistakes),
+        (_, _, mistakes) => Err(mistakes),
     }
 }
 
@@ -112,6 +115,7 @@ impl Reader {
         let ring_order = optional(vip.ring_slots.as_ref(), |slots| self.ring_slots(slots));
         let on_all_down = self.all_down(vip.all_down.as_ref(), base.on_all_down);
         let policy = vip.policy().read(&mut self.0, base.policy).and_then(|policy| self.within(policy, vip));
+        let announce_by = self.announce_by(vip.announce.as_ref(), base.announce_by);
         let reals = self.reals(vip, address);
         Some(Vip {
             key: VipKey { address: address?, protocol: protocol?, port: port? },
@@ -122,6 +126,7 @@ impl Reader {
             ring_order: ring_order?,
             on_all_down: on_all_down?,
             policy: policy?,
+            announce_by: announce_by?,
         })
     }
 
@@ -154,7 +159,18 @@ impl Reader {
         let flow_idle = self.flow_idle(defaults.flow_idle.as_ref(), built_in.flow_idle);
         let on_all_down = self.all_down(defaults.all_down.as_ref(), built_in.on_all_down);
         let policy = defaults.policy().read(&mut self.0, built_in.policy);
-        Some(Base { timing: timing?, flow_idle: flow_idle?, on_all_down: on_all_down?, policy: policy? })
+        let announce_by = self.announce_by(defaults.announce.as_ref(), built_in.announce_by);
+        Some(Base {
+            timing: timing?,
+            flow_idle: flow_idle?,
+            on_all_down: on_all_down?,
+            policy: policy?,
+            announce_by: announce_by?,
+        })
+    }
+
+    fn announce_by(&mut self, ways: Option<&dto::Ways>, base: AnnounceBy) -> Option<AnnounceBy> {
+        optional(ways, |ways| ways.read(&mut self.0)).map(|own| own.unwrap_or(base))
     }
 
     fn flow_idle(&mut self, span: Option<&Spanned<Span>>, base: Duration) -> Option<Duration> {

@@ -14,6 +14,11 @@ pub enum Change {
         /// The key in the file.
         key: &'static str,
     },
+    /// A key of `[announce]` has another value.
+    Announce {
+        /// The key in the file.
+        key: &'static str,
+    },
     /// A VIP is new, with so many reals.
     VipAdded {
         /// Which.
@@ -64,6 +69,7 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Node { key } => write!(f, "~ node: {key} changed"),
+            Self::Announce { key } => write!(f, "~ announce: {key} changed"),
             Self::VipAdded { vip, reals: 1 } => write!(f, "+ vip {vip} with 1 real"),
             Self::VipAdded { vip, reals } => write!(f, "+ vip {vip} with {reals} reals"),
             Self::VipRemoved { vip } => write!(f, "- vip {vip}"),
@@ -77,6 +83,8 @@ impl fmt::Display for Change {
 
 pub(super) fn diff(old: &Config, new: &Config) -> Vec<Change> {
     let mut changes = node(old, new);
+    let keys = old.announce.differences(new.announce);
+    changes.extend(keys.map(|key| Change::Announce { key }));
     let (before, after) = (by_key(old), by_key(new));
     for (key, sides) in pair(&before, &after) {
         match sides {
@@ -119,6 +127,7 @@ fn vip(old: &Vip, new: &Vip) -> Vec<Change> {
         ("flap_limit", old.policy.flap.limit != new.policy.flap.limit),
         ("flap_window", old.policy.flap.window != new.policy.flap.window),
         ("slow_start", old.policy.slow_start != new.policy.slow_start),
+        ("announce", old.announce_by != new.announce_by),
     ];
     let settings = settings.into_iter().filter_map(|(key, changed)| changed.then_some(Change::Vip { vip, key }));
 

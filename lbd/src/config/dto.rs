@@ -6,12 +6,15 @@ use hc_prober::config::{
 };
 use toml::Spanned;
 
+pub(super) use super::announce::{Section as Announce, Ways};
 use super::policy::{Amount, Settings};
 
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
     pub(super) node: Node,
+    #[serde(default)]
+    pub(super) announce: Announce,
     #[serde(default)]
     pub(super) defaults: Defaults,
     #[serde(default)]
@@ -45,6 +48,7 @@ pub(super) struct Defaults {
     pub(super) flap_limit: Option<Spanned<Integer>>,
     pub(super) flap_window: Option<Spanned<Span>>,
     pub(super) slow_start: Option<Spanned<Span>>,
+    pub(super) announce: Option<Ways>,
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -64,6 +68,7 @@ pub(super) struct Vip {
     pub(super) flap_limit: Option<Spanned<Integer>>,
     pub(super) flap_window: Option<Spanned<Span>>,
     pub(super) slow_start: Option<Spanned<Span>>,
+    pub(super) announce: Option<Ways>,
     #[serde(default)]
     pub(super) real: Vec<Real>,
 }

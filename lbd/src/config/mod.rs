@@ -7,13 +7,14 @@
 //! The order in which VIPs and reals are written means nothing: a [`Config`] holds them sorted, so two files that say the
 //! same thing are equal, and every node that reads either builds the same ring.
 
+mod announce;
 mod caution;
 mod convert;
 mod diff;
 mod dto;
-mod policy;
 #[cfg(test)]
 mod hostile_tests;
+mod policy;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::maglev::order_for;
 
+pub use announce::{Announce, AnnounceBy};
 pub use caution::Caution;
 pub use diff::Change;
 pub use policy::{MinHealthy, Policy};
@@ -51,6 +53,7 @@ pub const DEFAULT_SEED: [u8; 16] = *b"lbd default seed";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     node: Node,
+    announce: Announce,
     vips: Vec<Vip>,
 }
 
@@ -78,6 +81,12 @@ impl Config {
     #[must_use]
     pub fn node(&self) -> &Node {
         &self.node
+    }
+
+    /// How what is to be announced is.
+    #[must_use]
+    pub fn announce(&self) -> Announce {
+        self.announce
     }
 
     /// The VIPs, sorted by key, no key twice, at most [`MAX_VIPS`].
@@ -189,6 +198,7 @@ pub struct Vip {
     ring_order: Option<u8>,
     on_all_down: OnAllDown,
     policy: Policy,
+    announce_by: AnnounceBy,
 }
 
 impl Vip {
@@ -245,6 +255,12 @@ impl Vip {
     #[must_use]
     pub fn min_healthy(&self) -> usize {
         self.policy.min_healthy.of(self.reals.len())
+    }
+
+    /// By what its address is announced while it can serve.
+    #[must_use]
+    pub fn announce_by(&self) -> AnnounceBy {
+        self.announce_by
     }
 }
 

@@ -68,6 +68,7 @@ impl Daemon {
             pid: std::process::id(),
             started: self.started,
             phase: if self.attached.is_empty() { Phase::Starting } else { Phase::Running },
+            node: self.node.clone(),
             config: ConfigStatus {
                 path: self.options.config.clone(),
                 revision: self.revision,
@@ -153,8 +154,13 @@ impl Daemon {
                 reason: reason(service.state(), service.serving(), service.config.min_healthy()),
                 reals_serving: count(service.serving()),
                 min_healthy: count(service.config.min_healthy()),
+                serving: service.can_serve(),
+                route: None,
+                route_held_until: None,
+                answers: self.answers(service),
             }
         };
+        let row = |service: &Service| self.with_route(row(service), service, now);
         let mut rows: Vec<_> = self.core.services().map(row).collect();
         async move {
             for (row, counter) in rows.iter_mut().zip(report.await?.vips) {

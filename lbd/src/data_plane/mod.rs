@@ -20,7 +20,7 @@ pub use worker::{Outcome, Report, Worker};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     programs::Xdp,
     util::nr_cpus,
 };
@@ -28,6 +28,7 @@ use flows::Predecessor;
 use inheritance::OWN_MAPS;
 use layout::FLOWS;
 use lb_ebpf::{
+    answer::{Answer, Asked},
     counter::{self, Counter, FlowEvent, Reason},
     flow::TableSize,
     objects::LOAD_BALANCER,
@@ -107,6 +108,7 @@ pub struct Program {
     counts: PerCpuArray<MapData, Counter>,
     syns: PerCpuArray<MapData, SynCounter>,
     flows: FlowTable,
+    answers: HashMap<MapData, Asked, Answer>,
     /// Further descriptors of [`OWN_MAPS`], to pin them by.
     own_maps: [MapData; 2],
 }
@@ -194,6 +196,7 @@ impl Program {
             counts: take(&mut ebpf, "COUNTS")?,
             syns: take(&mut ebpf, "SYNS")?,
             flows: FlowTable::of(&ebpf)?,
+            answers: take(&mut ebpf, "ANSWERS")?,
             ebpf,
         })
     }
@@ -248,6 +251,27 @@ impl Program {
     /// The kernel refuses a map or an update.
     pub fn swap_vips(&mut self, table: &VipTable) -> Result<(), Error> {
         filled(table).and_then(|inner| self.vips.set(0, &inner, 0)).map_err(Error::new("swap", "the table of VIPs"))
+    }
+
+    /// Answers for these addresses on their links.
+    ///
+    /// # Errors
+    /// The kernel refuses an update.
+    pub fn answer(&mut self, wanted: &BTreeMap<Asked, Answer>) -> Result<(), Error> {
+        wanted.iter().try_for_each(|(asked, answer)| {
+            self.answers.insert(asked, answer, 0).map_err(Error::new("answer for", format!("{asked:?}")))
+        })
+    }
+
+    /// Answers for no address but these.
+    ///
+    /// # Errors
+    /// The kernel refuses a look-up or an update.
+    pub fn silence(&mut self, all_but: &BTreeMap<Asked, Answer>) -> Result<(), Error> {
+        let keys: Vec<_> = self.answers.keys().collect::<Result<_, _>>().map_err(Error::new("read", "the answers"))?;
+        keys.iter().filter(|asked| !all_but.contains_key(asked)).try_for_each(|asked| {
+            self.answers.remove(asked).map_err(Error::new("answer no more for", format!("{asked:?}")))
+        })
     }
 
     /// The value of a counter, all CPUs together.

@@ -4,6 +4,7 @@
 use super::{Attached, DataPlane, Error, Mode, ProgramInfo, pending::Pending, tick_now};
 use crate::{reconcile::Inheritance, sweep::Sweep};
 use lb_ebpf::{
+    answer::{Answer, Asked},
     counter::{Counter, FlowEvent, Reason, real_index, vip_index},
     flow::TableSize,
     real::RealEntry,
@@ -12,6 +13,7 @@ use lb_ebpf::{
     vip::VipTable,
 };
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::mpsc::{self, RecvError, RecvTimeoutError},
     thread,
@@ -37,6 +39,7 @@ enum Job {
 enum Question {
     Attach(Vec<String>, Mode),
     Sweep(u16),
+    Answer(BTreeMap<Asked, Answer>, oneshot::Sender<Result<(), Error>>),
     Settled(oneshot::Sender<Result<(), Error>>),
     Flows(RealId, [u16; 2], oneshot::Sender<Result<[u64; 2], Error>>),
     Report(Vec<u16>, Vec<RealId>, oneshot::Sender<Result<Report, Error>>),
@@ -156,6 +159,15 @@ impl Worker {
         answered(self.ask(Question::Settled))
     }
 
+    /// Answers for exactly these addresses on their links, once packets meet all that was told before. Asked at once,
+    /// wherever it is awaited.
+    ///
+    /// # Errors
+    /// The kernel refused some of it.
+    pub fn answer(&self, wanted: BTreeMap<Asked, Answer>) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        answered(self.ask(|answer| Question::Answer(wanted, answer)))
+    }
+
     /// How many remembered flows of a real have sent within each of these numbers of seconds. Asked at once, wherever it is
     /// awaited.
     ///
@@ -214,6 +226,11 @@ fn run(mut data_plane: DataPlane, queue: &mpsc::Receiver<Job>, outcomes: &tokio:
             Some(Question::Sweep(idle_s)) => {
                 let swept = written.and_then(|()| Ok(Sweep::over(data_plane.flows().buckets(), tick_now()?, idle_s)));
                 drop(outcomes.send(Outcome::Swept(swept)));
+            }
+            // Who asks for an address may send to it at once.
+            Some(Question::Answer(wanted, answer)) => {
+                let silenced = data_plane.silence(&wanted);
+                drop(answer.send(silenced.and(written).and_then(|()| data_plane.answer(&wanted))));
             }
             Some(Question::Settled(answer)) => drop(answer.send(written)),
             // While packets meet an earlier ring, flows may go where the newest sends none.

@@ -25,6 +25,12 @@ pub struct Host {
 }
 
 impl Host {
+    /// A host of this lab as it will be.
+    pub(super) fn planned(lab: &str, name: &str, addr: Ipv4Addr) -> Self {
+        let dir = Path::new(super::STATE).join(lab).join(name);
+        Self { name: name.to_owned(), namespace: format!("{lab}-{name}"), addr, dir }
+    }
+
     /// `client`, `router`, `lb`, `real1` …
     #[must_use]
     pub fn name(&self) -> &str {

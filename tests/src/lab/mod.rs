@@ -75,6 +75,8 @@ pub struct Lab {
     client: Host,
     router: Host,
     lb: Host,
+    /// Beside it, with an address on a subnet of its own.
+    second_lb: Option<Host>,
     reals: Vec<Host>,
     kept: bool,
 }
@@ -104,6 +106,16 @@ impl Lab {
         topology::add_ipv6(self)
     }
 
+    /// Raises a second load balancer, `lb2` with 198.18.231.11, that nothing is routed to yet.
+    ///
+    /// # Errors
+    /// The first command that failed.
+    pub fn add_second_lb(&mut self) -> Result<()> {
+        let lb2 = Self::second_lb(&self.name);
+        self.second_lb = Some(lb2.clone());
+        topology::add_lb(self, &lb2)
+    }
+
     /// The lab of this name that is up. It stays up when this value is dropped.
     ///
     /// # Errors
@@ -112,7 +124,8 @@ impl Lab {
         let state = Path::new(STATE).join(name);
         let reals = (1..=MAX_REALS).take_while(|n| state.join(format!("real{n}")).is_dir()).count();
         // At least one, to reach what is left of a lab whose raising was interrupted.
-        let lab = Self::planned(name, reals.max(1))?;
+        let mut lab = Self::planned(name, reals.max(1))?;
+        lab.second_lb = Some(Self::second_lb(name)).filter(|lb| lb.dir().is_dir());
         if state.is_dir() { Ok(lab) } else { Err(Error::NotUp(lab.name.clone())) }
     }
 
@@ -154,6 +167,14 @@ impl Lab {
         &self.lb
     }
 
+    /// The load balancer that [`Lab::add_second_lb`] raised.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchHost`].
+    pub fn lb2(&self) -> Result<&Host> {
+        self.host("lb2")
+    }
+
     /// The real with this number, counted from 1.
     ///
     /// # Errors
@@ -182,7 +203,7 @@ impl Lab {
 
     /// All hosts.
     pub fn hosts(&self) -> impl Iterator<Item = &Host> {
-        [&self.client, &self.router, &self.lb].into_iter().chain(&self.reals)
+        [&self.client, &self.router, &self.lb].into_iter().chain(&self.second_lb).chain(&self.reals)
     }
 
     /// The virtual address that the router sends to the LB.
@@ -203,6 +224,14 @@ impl Lab {
         Path::new(PINS).join(&self.name)
     }
 
+    /// The same of what the load balancer on this host pins.
+    fn pins_of(&self, host: &Host) -> PathBuf {
+        match host.name() {
+            "lb" => self.pins(),
+            other => Path::new(PINS).join(format!("{}-{other}", self.name)),
+        }
+    }
+
     /// The lab as it will be: nothing is touched.
     fn planned(name: &str, reals: usize) -> Result<Self> {
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -213,20 +242,20 @@ impl Lab {
         if !(1..=MAX_REALS).contains(&reals) {
             return Err(Error::Reals(reals));
         }
-        let host = |host: &str, addr| Host {
-            name: host.to_owned(),
-            namespace: format!("{name}-{host}"),
-            addr,
-            dir: Path::new(STATE).join(name).join(host),
-        };
+        let host = |host: &str, addr| Host::planned(name, host, addr);
         Ok(Self {
             name: name.to_owned(),
             client: host("client", Ipv4Addr::new(198, 18, 10, 10)),
             router: host("router", Ipv4Addr::new(198, 18, 10, 1)),
             lb: host("lb", Ipv4Addr::new(198, 18, 221, 11)),
+            second_lb: None,
             reals: (1..=reals).filter_map(|n| Some(host(&format!("real{n}"), addr_of_real(n)?))).collect(),
             kept: true,
         })
+    }
+
+    fn second_lb(name: &str) -> Host {
+        Host::planned(name, "lb2", Ipv4Addr::new(198, 18, 231, 11))
     }
 
     /// Takes the name: whoever creates the state directory has the lab.
@@ -246,7 +275,8 @@ impl Lab {
         for host in self.hosts().filter(|host| host.exists()) {
             run(std::process::Command::new("ip").args(["netns", "delete", host.namespace()]))?;
         }
-        for dir in [self.pins(), self.dir()] {
+        let pins = self.second_lb.iter().map(|lb| self.pins_of(lb));
+        for dir in pins.chain([self.pins(), self.dir()]) {
             if dir.exists() {
                 fs::remove_dir_all(&dir).map_err(file("removing", &dir))?;
             }

@@ -81,12 +81,18 @@ impl Lab {
     /// The paths of this lab's lbd.
     #[must_use]
     pub fn lbd(&self) -> Lbd {
-        let dir = self.lb().dir();
+        self.lbd_on(self.lb())
+    }
+
+    /// The paths of the lbd on this load balancer.
+    #[must_use]
+    pub fn lbd_on(&self, lb: &Host) -> Lbd {
+        let dir = lb.dir();
         Lbd {
             config: dir.join("lbd.toml"),
             socket: dir.join("lbd.sock"),
             state: dir.join("state"),
-            pins: self.pins(),
+            pins: self.pins_of(lb),
             log: dir.join("lbd.log"),
         }
     }
@@ -120,7 +126,15 @@ impl Lab {
     /// # Errors
     /// [`Error::NotBuilt`], what lbd logged if it ended, [`Error::TimedOut`] if it opens no socket.
     pub fn start_lbd(&self, config: &str, options: &[&str]) -> Result<Running> {
-        self.start_lbd_so(config, &LbdStart::default(), options)
+        self.start_lbd_on(self.lb(), config, options)
+    }
+
+    /// The same on this load balancer.
+    ///
+    /// # Errors
+    /// As [`Lab::start_lbd`].
+    pub fn start_lbd_on(&self, lb: &Host, config: &str, options: &[&str]) -> Result<Running> {
+        self.start_on(lb, config, &LbdStart::default(), options)
     }
 
     /// The same in another manner.
@@ -128,7 +142,11 @@ impl Lab {
     /// # Errors
     /// As [`Lab::start_lbd`].
     pub fn start_lbd_so(&self, config: &str, how: &LbdStart, options: &[&str]) -> Result<Running> {
-        let (mut lbd, paths) = (self.spawn_lbd(config, how, options)?, self.lbd());
+        self.start_on(self.lb(), config, how, options)
+    }
+
+    fn start_on(&self, lb: &Host, config: &str, how: &LbdStart, options: &[&str]) -> Result<Running> {
+        let (mut lbd, paths) = (self.spawn_on(lb, config, how, options)?, self.lbd_on(lb));
         wait_until("lbd to answer on its socket", BOUND, || match lbd.exited()? {
             Some(status) => {
                 let stderr = fs::read_to_string(&paths.log).unwrap_or_default();
@@ -144,18 +162,22 @@ impl Lab {
     /// # Errors
     /// [`Error::NotBuilt`], or the program cannot be started.
     pub fn spawn_lbd(&self, config: &str, how: &LbdStart, options: &[&str]) -> Result<Running> {
-        let paths = self.lbd();
+        self.spawn_on(self.lb(), config, how, options)
+    }
+
+    fn spawn_on(&self, lb: &Host, config: &str, how: &LbdStart, options: &[&str]) -> Result<Running> {
+        let paths = self.lbd_on(lb);
         fs::write(&paths.config, config).map_err(file("writing", &paths.config))?;
         let log = File::options().create(true).append(true).open(&paths.log).map_err(file("opening", &paths.log))?;
         let stderr = log.try_clone().map_err(file("opening", &paths.log))?;
         let program = how.program.clone().map_or_else(|| binary("lbd"), Ok)?;
         let mut command = match how.wrapper.split_first() {
             Some((wrapper, arguments)) => {
-                let mut command = self.lb().command(wrapper);
+                let mut command = lb.command(wrapper);
                 command.args(arguments).arg(program);
                 command
             }
-            None => self.lb().command(program),
+            None => lb.command(program),
         };
         command.envs(how.environment.iter().map(|(name, value)| (name, value)));
         command.args(["run", "--config"]).arg(&paths.config).arg("--socket").arg(&paths.socket);

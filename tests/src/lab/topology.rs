@@ -23,6 +23,13 @@ pub(super) fn raise(lab: &Lab) -> Result<()> {
     pass_xdp(router, "to-lb")
 }
 
+/// A load balancer beside the first one.
+pub(super) fn add_lb(lab: &Lab, lb: &Host) -> Result<()> {
+    create(lb)?;
+    connect(lab.router(), lb)?;
+    pass_xdp(lab.router(), &format!("to-{}", lb.name()))
+}
+
 /// Gives every host an IPv6 address beside its IPv4 one, and the router the way to the IPv6 VIP.
 pub(super) fn add_ipv6(lab: &Lab) -> Result<()> {
     let router = lab.router();

@@ -23,6 +23,8 @@ mod flows;
 mod frame;
 #[path = "../load_balancer/maps.rs"]
 mod maps;
+#[path = "../load_balancer/neighbour.rs"]
+mod neighbour;
 #[path = "../load_balancer/packet.rs"]
 mod packet;
 #[path = "../load_balancer/path.rs"]

@@ -1,6 +1,7 @@
 //! The load balancer: a packet for a VIP goes in, the same packet inside an IP packet for one real goes out.
 //!
 //! ```text
+//! ARP or a neighbour solicitation for a VIP that this node answers for? ─▶ answer
 //! tagged? ─▶ the tags come off, and go on again at the end
 //! may a VIP have this address? ── no ──▶ pass, untouched
 //!   └▶ read: TCP or UDP, or an ICMP error about it? ── no ──▶ a VIP's address? ─▶ echo, drop │ pass
@@ -24,6 +25,7 @@ mod encap;
 mod flows;
 mod frame;
 mod maps;
+mod neighbour;
 mod packet;
 mod path;
 mod too_big;

@@ -3,11 +3,12 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, ArrayOfMaps, PerCpuArray},
+    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray},
     helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
 use lb_ebpf::{
+    answer::{Answer, Asked, MAX_ANSWERS},
     counter::{COUNTERS, Counter},
     flow::{Bucket, TableSize},
     rate,
@@ -48,6 +49,10 @@ pub(crate) static SYNS: PerCpuArray<SynCounter, MAX_REALS> = PerCpuArray::new();
 /// The flows that sent a SYN lately.
 #[btf_map]
 static SYN_SKETCH: PerCpuArray<SynSketch, 1> = PerCpuArray::new();
+
+/// The addresses that are answered for, while this node is active.
+#[btf_map]
+pub(crate) static ANSWERS: HashMap<Asked, Answer, MAX_ANSWERS> = HashMap::new();
 
 /// How many more clients may be told that a packet is too big.
 #[btf_map]

@@ -5,6 +5,7 @@ use crate::{
     flows::Kind,
     frame::Frame,
     maps::{REALS, RINGS, VIPS, count, count_syn},
+    neighbour,
     packet::{Packet, Refusal},
     v4::V4,
     v6::V6,
@@ -18,7 +19,7 @@ use aya_ebpf::{
 use lb_ebpf::{
     counter::{Action, Reason, real_index, reason_index, vip_index},
     hash::Address,
-    net::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN},
+    net::{ETH_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN},
     vip::{ANY_PROTOCOL, UNMATCHED_PASS, VipEntry, VipTable},
 };
 
@@ -112,6 +113,7 @@ pub(crate) fn run(ctx: &XdpContext) -> u32 {
         ETHERTYPE_IPV4 => balance::<V4>(ctx, frame),
         ETHERTYPE_IPV6 => Verdict(path_ip6(ctx.ctx)),
         ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN => Verdict(vlan::path_tagged(ctx.ctx)),
+        ETHERTYPE_ARP => Verdict(neighbour::path_arp(ctx.ctx)),
         _ => Reason::PassNotIp.into(),
     };
     count(verdict.reason_index(), bytes);
@@ -135,7 +137,12 @@ pub(crate) extern "C" fn path_ip4(ctx: *mut xdp_md) -> u64 {
 #[inline(never)]
 pub(crate) extern "C" fn path_ip6(ctx: *mut xdp_md) -> u64 {
     let ctx = XdpContext::new(ctx);
-    balance::<V6>(&ctx, Frame::of(&ctx)).0
+    let verdict = balance::<V6>(&ctx, Frame::of(&ctx));
+    // Last: it costs nothing to a packet that is balanced.
+    if verdict.action() == xdp_action::XDP_PASS && neighbour::solicitation(&ctx) {
+        return Verdict::from(Reason::NeighbourReply).0;
+    }
+    verdict.0
 }
 
 #[inline(always)]

@@ -5,6 +5,7 @@
 
 use crate::{
     frame::Frame,
+    neighbour::path_arp,
     path::{Verdict, path_ip4, path_ip6},
 };
 use aya_ebpf::{
@@ -14,7 +15,7 @@ use aya_ebpf::{
 };
 use lb_ebpf::{
     counter::Reason,
-    net::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN},
+    net::{ETH_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN},
 };
 
 /// Length of a tag: its own EtherType, and priority and VLAN.
@@ -46,7 +47,7 @@ fn without_tags<T: Copy>(ctx: &XdpContext, frame: Frame) -> Verdict {
         return Reason::PassNotIp.into();
     }
     let ethertype = frame.after(len).ethertype();
-    if ethertype != ETHERTYPE_IPV4 && ethertype != ETHERTYPE_IPV6 {
+    if ethertype != ETHERTYPE_IPV4 && ethertype != ETHERTYPE_IPV6 && ethertype != ETHERTYPE_ARP {
         return Reason::PassNotIp.into();
     }
     // SAFETY: Ethernet header and tags are there, checked above.
@@ -56,7 +57,11 @@ fn without_tags<T: Copy>(ctx: &XdpContext, frame: Frame) -> Verdict {
     if !move_head(ctx, len as i32) {
         return Reason::DropNoHeadroom.into();
     }
-    let verdict = Verdict(if ethertype == ETHERTYPE_IPV4 { path_ip4(ctx.ctx) } else { path_ip6(ctx.ctx) });
+    let verdict = Verdict(match ethertype {
+        ETHERTYPE_IPV4 => path_ip4(ctx.ctx),
+        ETHERTYPE_ARP => path_arp(ctx.ctx),
+        _ => path_ip6(ctx.ctx),
+    });
     match verdict.action() {
         xdp_action::XDP_TX | xdp_action::XDP_PASS if !verdict.is_forwarded() && !put_tags(ctx, tags) => {
             Reason::DropNoHeadroom.into()
