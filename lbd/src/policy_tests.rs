@@ -304,6 +304,25 @@ fn real_that_is_new_enabled_or_weighs_again_starts_slowly_and_opens_one_window()
 }
 
 #[test]
+fn portion_of_a_slow_start_does_not_shrink_when_that_is_to_take_longer() {
+    let mut world = World::running(SLOW, 3);
+    let whole = world.share(1);
+    world.verdict(1, HARD);
+    world.verdict(1, UP);
+    world.pass(4.05);
+    assert_eq!(part(&world, 1, whole), "0.5");
+    let reals = [(1, 100), (2, 100), (3, 100)];
+    world.event(Event::Configured(config("slow_start = \"90s\"\nflow_idle = \"1h\"", &reals)));
+    assert_eq!(part(&world, 1, whole), "0.5");
+    world.pass(45.0);
+    assert_eq!(part(&world, 1, whole), "0.5");
+    world.pass(2.0);
+    assert_eq!(part(&world, 1, whole), "0.6");
+    world.pass(40.0);
+    assert_eq!(part(&world, 1, whole), "1.0");
+}
+
+#[test]
 fn real_without_others_that_could_take_what_it_leaves_does_not_start_slowly() {
     let mut world = World::running(&format!("{SLOW}\nmin_healthy = 2"), 3);
     let whole = world.share(1);

@@ -28,8 +28,8 @@ pub struct Standing {
     pub state: State,
     /// How often it fell, and whether it is held down although its checks pass.
     pub flaps: Flaps,
-    /// Since when it takes new flows, while it gets fewer than its weight says.
-    ramp: Option<Instant>,
+    /// While it gets fewer new flows than its weight says.
+    ramp: Option<Ramp>,
     /// The verdict of its checks; `Init`: there was none since it was configured.
     checks: State,
     /// It has been up since it was configured.
@@ -42,6 +42,15 @@ pub struct Standing {
     serves: Serves,
     /// Its checks have come to a verdict since it was configured.
     heard: bool,
+}
+
+/// A real that starts slowly.
+#[derive(Clone, Copy, Debug)]
+struct Ramp {
+    /// When it began to take new flows.
+    since: Instant,
+    /// How much of its part of the ring it has, of [`WHOLE`]: whatever becomes of the configuration, it never shrinks.
+    portion: u8,
 }
 
 /// A VIP in service.
@@ -215,10 +224,9 @@ impl Service {
         self.end_holds(now);
         self.ramp(now);
         let span = self.config.policy().slow_start;
-        let due = |s: &Standing| s.flaps.held_until().into_iter().chain(s.grows_at(span, now)).min();
+        let due = |s: &Standing| s.flaps.held_until().into_iter().chain(s.grows_at(span)).min();
         self.due = self.standings.values().filter_map(due).min();
-        let member = |(&address, s): (&IpAddr, &Standing)| s.member(address, s.portion(span, now));
-        let members: Vec<Member> = self.standings.iter().map(member).collect();
+        let members: Vec<Member> = self.standings.iter().map(|(&address, s)| s.member(address)).collect();
         let changed = self.ring.update(&members, !self.is_published(), now);
         // Every datagram that has no entry goes to `prev`, those of new flows too: none may go where nobody answers.
         // TCP's new flows are known by their SYN, and the others have nowhere else to go.
@@ -261,8 +269,8 @@ impl Service {
             let begins = published && !span.is_zero() && !takers.contains(&standing.id);
             standing.ramp = match standing.ramp {
                 _ if !standing.is_serving() => None,
-                None => begins.then_some(now),
-                Some(since) => standing.grows_at(span, now).and(Some(since)),
+                None => begins.then_some(Ramp { since: now, portion: 1 }),
+                Some(ramp) => ramp.at(span, now),
             };
         }
         let settled = self.standings.values().filter(|s| s.is_serving() && s.ramp.is_none()).count();
@@ -349,6 +357,14 @@ impl Serves {
     }
 }
 
+impl Ramp {
+    /// How far it is by now; `None`: it is over.
+    fn at(self, span: Duration, now: Instant) -> Option<Self> {
+        let portion = slow_start::portion(span, now.saturating_duration_since(self.since)).max(self.portion);
+        (portion < WHOLE).then_some(Self { portion, ..self })
+    }
+}
+
 impl Standing {
     /// The flows that it goes on serving: those of a disabled real are cut off.
     #[must_use]
@@ -390,26 +406,25 @@ impl Standing {
         };
     }
 
-    /// How much of its part of the ring it has, of [`WHOLE`], if it starts as slowly as that.
+    /// How much of its part of the ring it has, of [`WHOLE`].
     #[must_use]
-    pub fn portion(&self, span: Duration, now: Instant) -> u8 {
-        self.ramp.map_or(WHOLE, |since| slow_start::portion(span, now.saturating_duration_since(since)))
+    pub fn portion(&self) -> u8 {
+        self.ramp.map_or(WHOLE, |ramp| ramp.portion)
     }
 
-    fn grows_at(&self, span: Duration, now: Instant) -> Option<Instant> {
-        let since = self.ramp?;
-        slow_start::grows_at(span, now.saturating_duration_since(since)).map(|after| since + after)
+    fn grows_at(&self, span: Duration) -> Option<Instant> {
+        self.ramp.map(|ramp| ramp.since + slow_start::outgrown_after(span, ramp.portion))
     }
 
     /// When it has all of its part of the ring, if it starts as slowly as that.
     #[must_use]
     pub fn ramp_until(&self, span: Duration) -> Option<Instant> {
-        self.ramp.map(|since| since + span)
+        self.ramp.map(|ramp| ramp.since + span)
     }
 
-    fn member(&self, address: IpAddr, portion: u8) -> Member {
+    fn member(&self, address: IpAddr) -> Member {
         Member {
-            portion,
+            portion: self.portion(),
             candidate: Candidate { id: self.id, address, weight: self.weight },
             admitted: self.admitted,
             new_flows: match (self.admin, self.state) {

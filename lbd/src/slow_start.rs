@@ -17,13 +17,12 @@ pub fn portion(span: Duration, elapsed: Duration) -> u8 {
     u8::try_from(steps).map_or(WHOLE, |steps| steps + 1)
 }
 
-/// When, after it began, the portion grows that it has so long after; `None`: it has all.
+/// How long after it began this portion is no longer all that it has.
 #[must_use]
-pub fn grows_at(span: Duration, elapsed: Duration) -> Option<Duration> {
-    let portion = portion(span, elapsed);
+pub fn outgrown_after(span: Duration, portion: u8) -> Duration {
     // Rounded up: at that moment it has grown.
     let nanos = (span.as_nanos() * u128::from(portion)).div_ceil(u128::from(STEPS));
-    (portion < WHOLE).then(|| u64::try_from(nanos).map_or(Duration::MAX, Duration::from_nanos))
+    u64::try_from(nanos).map_or(Duration::MAX, Duration::from_nanos)
 }
 
 #[cfg(test)]
@@ -44,13 +43,13 @@ mod tests {
         fn portion_grows_exactly_when_it_is_said_to(span in 1..3_600_000_000_000_u64, elapsed in 0..4_000_000_000_000_u64) {
             let [span, elapsed] = [span, elapsed].map(Duration::from_nanos);
             let now = portion(span, elapsed);
-            match grows_at(span, elapsed) {
-                None => prop_assert!(now == WHOLE && elapsed >= span),
-                Some(at) => {
-                    prop_assert!(at > elapsed && at <= span);
-                    prop_assert!(portion(span, at) > now);
-                    prop_assert!(portion(span, at.saturating_sub(Duration::from_nanos(1))) <= now);
-                }
+            if now < WHOLE {
+                let grows = outgrown_after(span, now);
+                prop_assert!(grows > elapsed && grows <= span);
+                let just_before = grows.saturating_sub(Duration::from_nanos(1));
+                prop_assert!(portion(span, grows) > now && portion(span, just_before) <= now);
+            } else {
+                prop_assert!(elapsed >= span);
             }
         }
     }

@@ -3,7 +3,9 @@
 
 mod packets;
 
+use hc_prober::claim::{self, Question};
 use lb_ebpf::{
+    answer::{Asked, answer},
     counter::{Action, Reason},
     real::NextHop,
     ring::Slot,
@@ -12,8 +14,8 @@ use lbd::config::{Protocol, VipMiss};
 use packets::{
     ANY_PORT, BY_SOURCE6, CLIENT, CLIENT6, ELSEWHERE, ELSEWHERE6, INGRESS, Path, VIP, VIP6, XDP_DROP, XDP_PASS, XDP_TX,
     build::{
-        ACK, DESTINATION_OPTIONS, HOP_BY_HOP, ICMP, ICMPV6, Ip4, Ip6, MF, SYN, TCP, frame, icmp, icmp6, padding,
-        tagged, tcp,
+        ACK, DESTINATION_OPTIONS, HOP_BY_HOP, ICMP, ICMPV6, Ip4, Ip6, LB_MAC, MF, ROUTER_MAC, SYN, TCP, frame, icmp,
+        icmp6, padding, tagged, tcp,
     },
     echo4, echo6, long, sent, service, tcp4, tcp6, udp4, udp6,
 };
@@ -54,6 +56,9 @@ fn every_reason_is_reached() {
     reached.push(path.run(&plain).2);
     path.ring(service(VIP, Protocol::Tcp), |_| Slot::default());
     reached.push(path.run(&plain).2);
+    let asked = Question { mac: ROUTER_MAC, from: CLIENT.into(), of: VIP.into() };
+    path.program.answer(&[(Asked::new(INGRESS, VIP.into()), answer(LB_MAC))].into()).unwrap();
+    reached.push(path.run(&claim::frame(&asked).unwrap()).2);
     let sorted = |reasons: &[Reason]| reasons.iter().map(|reason| reason.code()).collect::<BTreeSet<_>>();
     assert_eq!(sorted(&reached), sorted(Reason::ALL));
 }

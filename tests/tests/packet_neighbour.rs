@@ -110,3 +110,21 @@ fn solicitation_that_is_none_of_ours_passes() {
         assert_eq!((action, same.as_slice()), (XDP_PASS, bytes));
     }
 }
+
+#[test]
+fn question_with_a_byte_changed_is_answered_soundly_or_left_as_it_is() {
+    let mut path = path(&[(INGRESS, VIP.into()), (INGRESS, VIP6.into())]);
+    for good in questions().iter().map(|question| frame(question).unwrap()) {
+        for (at, value) in (0..good.len()).flat_map(|at| [0, 1, 0x7f, 0xff].map(|value| (at, value))) {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            match path.run(&bytes) {
+                (XDP_TX, sent, Reason::NeighbourReply) => {
+                    assert_eq!((sent.len(), &sent[..6], &sent[6..12]), (bytes.len(), &bytes[6..12], &LB_MAC[..]));
+                }
+                (XDP_PASS, same, _) => assert_eq!(same, bytes),
+                (action, _, reason) => panic!("{action} {reason:?} of byte {at} = {value}"),
+            }
+        }
+    }
+}

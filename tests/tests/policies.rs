@@ -146,7 +146,7 @@ fn vip_with_too_few_reals_keeps_them_or_is_unable_and_says_why() {
 #[test]
 fn real_that_comes_and_goes_is_held_down_and_shows_until_when() {
     let service = Service::up("flaps");
-    configure(&service, "hold_down = \"4s\"\nflap_limit = 1");
+    configure(&service, "hold_down = \"3s\"\nflap_limit = 1");
     let real = service.lab.real(2).unwrap();
     let flap = || {
         real.nginx().stop().unwrap();
@@ -161,7 +161,10 @@ fn real_that_comes_and_goes_is_held_down_and_shows_until_when() {
     assert_eq!((row.state, row.reason.as_str(), row.flaps, row.share), (Health::Down, "HELD_DOWN", 2, 0.0));
     let address = real.addr().to_string();
     let text = service.lbctl(&["real", "show", &address]).unwrap();
-    assert!(text.contains("UP held down until ") && text.contains("2 times of late, 2 in all"), "{text}");
+    assert!(
+        text.contains("UP held down until ") && text.contains("falls from UP to DOWN: 2 of late, 2 in all"),
+        "{text}"
+    );
     let details: Vec<RealDetail> =
         serde_json::from_str(&service.lbctl(&["real", "show", &address, "-o", "json"]).unwrap()).unwrap();
     assert_eq!(details[0].checks[0].state, Health::Up, "its checks pass");
@@ -175,11 +178,11 @@ fn real_that_comes_and_goes_is_held_down_and_shows_until_when() {
 #[test]
 fn real_that_starts_slowly_gets_a_rising_share_of_new_connections() {
     let service = Service::up("slow");
-    configure(&service, "slow_start = \"9s\"");
+    configure(&service, "slow_start = \"6s\"");
     let real = service.lab.real(2).unwrap();
     real.nginx().stop().unwrap();
     service.wait_for_state(2, Health::Down);
-    let download = service.download(6);
+    let download = service.download(4);
     real.nginx().start().unwrap();
     let row = service.wait_for_state(2, Health::Up);
     assert!(row.ramp_percent.is_some_and(|percent| percent <= 30) && row.ramp_until.is_some(), "{row:?}");
@@ -196,5 +199,5 @@ fn real_that_starts_slowly_gets_a_rising_share_of_new_connections() {
     let [early, late] =
         [&answered[..half], &answered[half..]].map(|part| part.iter().sum::<usize>() as f64 / part.len() as f64);
     assert!(early < late, "{answered:?}");
-    assert_eq!(download.finish(), 6 << 20);
+    assert_eq!(download.finish(), 4 << 20);
 }

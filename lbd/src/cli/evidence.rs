@@ -51,7 +51,7 @@ fn paragraph(detail: &RealDetail, style: Style) -> String {
         ramp.map(|(percent, until)| format!("slow start: {percent} % of its part, all in {}\n", style.until(until)));
     let flaps = match row.flaps_total {
         0 => String::new(),
-        total => format!("went from UP to DOWN {} times of late, {total} in all\n", row.flaps),
+        total => format!("falls from UP to DOWN: {} of late, {total} in all\n", row.flaps),
     };
     let head = format!("{} {} {} for {}\n", row.key(), row.real, health(row.state), style.age(row.since));
     let mtu = row.mtu.map_or_else(|| "not known".to_owned(), |mtu| mtu.to_string());

@@ -493,8 +493,7 @@ fn real_that_is_held_down_shows_until_when() {
     (detail.row.ramp_percent, detail.row.ramp_until) = (Some(40), detail.row.held_until);
     let text = evidence::show(&[detail], plain());
     assert!(text.contains("path MTU 1500\nslow start: 40 % of its part, all in 42s\n"), "{text}");
-    let said =
-        "UP held down until 2026-03-01T12:00:42Z (42s)\nwent from UP to DOWN 4 times of late, 7 in all\nweight 100";
+    let said = "UP held down until 2026-03-01T12:00:42Z (42s)\nfalls from UP to DOWN: 4 of late, 7 in all\nweight 100";
     assert!(text.contains(said), "{text}");
 }
 

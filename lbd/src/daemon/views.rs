@@ -229,7 +229,7 @@ impl Daemon {
                     .map_or(0, |flaps| count(flaps.recent(service.config.policy().flap.window, Instant::now()))),
                 flaps_total: flaps.map_or(0, Flaps::total),
                 held_until: held_until.map(second),
-                ramp_percent: ramp_until.and(standing).map(|s| s.portion(span, Instant::now()) * (100 / WHOLE)),
+                ramp_percent: ramp_until.and(standing).map(|s| s.portion() * (100 / WHOLE)),
                 ramp_until: ramp_until.map(second),
             }
         })
