@@ -42,8 +42,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// One BPF target directory for all host profiles: `<target>/bpf`, beside `<target>/debug`.
+/// One BPF target directory for all host profiles: `<target>/bpf`, beside `<target>/debug`, or that of another workspace,
+/// which has the same objects.
 fn shared_target_dir(out: &Path) -> Result<PathBuf, String> {
+    println!("cargo::rerun-if-env-changed=LB_EBPF_TARGET_DIR");
+    if let Some(other) = env::var_os("LB_EBPF_TARGET_DIR") {
+        return Ok(other.into());
+    }
     // <target>/<profile>/build/<package>-<hash>/out
     let target = out.ancestors().nth(4).ok_or("OUT_DIR is not inside a target directory")?;
     Ok(target.join("bpf"))

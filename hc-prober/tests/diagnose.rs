@@ -83,28 +83,33 @@ fn expected(fault: Fault, kind: Kind, pair: Pair) -> Expected {
     }
 }
 
+/// All cells of a fault, those of a pair at the same time.
 fn broken(fault: Fault) {
     let mut net = if fault == Fault::MtuBlackhole { Net::narrow() } else { Net::new() };
     let _kept = cause(&mut net, fault);
     for pair in PAIRS {
-        for kind in [Kind::Icmp, Kind::Tcp, Kind::Udp] {
-            let Ok((state, severity, code)) = expected(fault, kind, pair) else { continue };
-            let cell = format!("{fault:?} {kind:?} {pair:?}");
-            let (exit, check) = ask(&net, "check", pair, kind);
-            assert_eq!((exit, &check["state"]), (if state == "UP" { 0 } else { 2 }, &state.into()), "{cell}: {check}");
-            assert_eq!(check["severity"].as_str(), severity, "{cell}: {check}");
-            let (exit, diagnosis) = ask(&net, "diagnose", pair, kind);
-            assert_eq!(diagnosis["code"], code, "{cell}: {diagnosis}");
-            assert_eq!(exit, if code == "OK" { 0 } else { 2 }, "{cell}");
-            if fault == Fault::None {
-                let evidence = diagnosis["evidence"].as_array().unwrap();
-                let silent = "who has the VIP, on the real's link: silent";
-                assert!(
-                    evidence.iter().any(|line| line == silent),
-                    "the real itself was found there, {cell}: {diagnosis}"
-                );
+        thread::scope(|scope| {
+            for kind in [Kind::Icmp, Kind::Tcp, Kind::Udp] {
+                let net = &net;
+                scope.spawn(move || cell(net, fault, kind, pair));
             }
-        }
+        });
+    }
+}
+
+fn cell(net: &Net, fault: Fault, kind: Kind, pair: Pair) {
+    let Ok((state, severity, code)) = expected(fault, kind, pair) else { return };
+    let cell = format!("{fault:?} {kind:?} {pair:?}");
+    let (exit, check) = ask(net, "check", pair, kind);
+    assert_eq!((exit, &check["state"]), (if state == "UP" { 0 } else { 2 }, &state.into()), "{cell}: {check}");
+    assert_eq!(check["severity"].as_str(), severity, "{cell}: {check}");
+    let (exit, diagnosis) = ask(net, "diagnose", pair, kind);
+    assert_eq!(diagnosis["code"], code, "{cell}: {diagnosis}");
+    assert_eq!(exit, if code == "OK" { 0 } else { 2 }, "{cell}");
+    if fault == Fault::None {
+        let evidence = diagnosis["evidence"].as_array().unwrap();
+        let silent = "who has the VIP, on the real's link: silent";
+        assert!(evidence.iter().any(|line| line == silent), "the real itself was found there, {cell}: {diagnosis}");
     }
 }
 

@@ -594,7 +594,7 @@ fn faithful(flows: usize, entries: usize) -> Findings {
 
 /// All million flows, or a part of them in the same part of the table.
 fn part() -> usize {
-    if is_long() { 1 } else { 64 }
+    if is_long() { 1 } else { 128 }
 }
 
 #[test]
