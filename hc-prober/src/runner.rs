@@ -46,6 +46,9 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// The longest sleep; nothing depends on it.
 const IDLE: Duration = Duration::from_hours(1);
 
+/// So long may it take to find the ways to all reals at first, with many of them on a busy host.
+const PLANNING: Duration = Duration::from_secs(10);
+
 /// Why a prober could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -308,7 +311,10 @@ impl Runner {
 
     async fn obey(&mut self, command: Command) {
         match command {
-            Command::Set(checks) => self.apply(&checks).await,
+            Command::Set(checks) => {
+                self.expect_checks(!checks.is_empty());
+                self.apply(&checks).await;
+            }
             Command::Status(reply) => drop(reply.send(self.status())),
             Command::Counters(reply) => drop(reply.send(self.driver.counters())),
             Command::Trace(keys, from_now_on, reply) => drop(reply.send(self.trace(&keys, from_now_on))),
@@ -383,6 +389,13 @@ impl Runner {
     fn watch(&mut self) {
         if let Err(error) = self.watched.update(&mut self.driver.capture, &self.wanted, now()) {
             tracing::error!(%error, "some replies will not be captured");
+        }
+    }
+
+    /// Nothing is due before the first checks are planned: a kernel that does not answer then would look like rest.
+    fn expect_checks(&self, any: bool) {
+        if any && self.driver.engine.next_send().is_none() {
+            self.pulse.beat(Some(now()), None, PLANNING);
         }
     }
 

@@ -57,6 +57,17 @@ pub enum Error {
     /// Another lbd has the directory: one would forget what the other keeps.
     #[error("{} belongs to a running lbd: stop it first, or give this one another --state-dir", .0.display())]
     InUse(PathBuf),
+    /// What was said of the node is not understood: it may have been taken out.
+    #[error(
+        "{}: {why}: whether this node was on standby is not known. Remove the file, which makes it active, or put into it \
+         {{\"version\": 1, \"state\": \"standby\", \"reason\": null, \"since\": null}}", path.display()
+    )]
+    Node {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A later lbd wrote the file.
     #[error("{} was written by a later lbd: start that one, or remove the file, which enables every real", .0.display())]
     Later(PathBuf),

@@ -75,16 +75,23 @@ pub struct Simulate {
 
 /// Withdraw the VIPs that an lbd which has ended has left announced: delete its routes.
 ///
-/// An lbd that dies, or ends with `--leave-attached`, leaves them, as it leaves the data plane. This is for a stop that is
-/// meant (`ExecStopPost`); nothing to withdraw is no error. The table and the protocol number are those of the configuration.
+/// An lbd that dies, or ends with `--leave-attached`, leaves them, as it leaves the data plane. Nothing to withdraw is no
+/// error. The table and the protocol number are those of the configuration; where that cannot be read, or names others by now,
+/// those given.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Exit status: 0 none is left, 1 the configuration or the kernel is at fault, or lbd still runs; 2 usage."
+    after_help = "Exit status: 0 none is left, 1 the configuration or the kernel is at fault, or an lbd still runs; 2 usage."
 )]
 pub struct Withdraw {
     /// The configuration.
     #[arg(long, value_name = "FILE", default_value = "/etc/lbd/lbd.toml")]
     pub config: PathBuf,
+    /// The routing table; the configuration is not read.
+    #[arg(long, value_name = "N", requires = "protocol")]
+    pub table: Option<u32>,
+    /// The protocol number; the configuration is not read.
+    #[arg(long, value_name = "N", requires = "table")]
+    pub protocol: Option<u8>,
     /// The socket of lbd: one that answers there would announce them again, so nothing is done.
     #[arg(long, value_name = "PATH", default_value = crate::cli::DEFAULT_SOCKET)]
     pub socket: PathBuf,

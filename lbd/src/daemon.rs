@@ -48,6 +48,12 @@ use tokio::{
 /// How often windows and the end of the start are looked at.
 const TICK: Duration = Duration::from_millis(100);
 const REQUESTS: usize = 64;
+/// How long lbd waits at its end for the data plane, which goes on without it, to take what it was told.
+const SETTLES_WITHIN: Duration = Duration::from_secs(5);
+/// How long after that what the kernel refused is tried again.
+const SETTLE_RETRY: Duration = Duration::from_millis(500);
+/// All of the end but the time for which packets are still forwarded, at most.
+const END_TAKES: Duration = Duration::from_secs(15);
 
 /// How the daemon is run.
 #[derive(Clone, Debug)]
@@ -93,6 +99,9 @@ pub enum Error {
     /// The table of announced routes.
     #[error(transparent)]
     Announce(#[from] crate::announce::RouteError),
+    /// What is announced although nothing is forwarded any more.
+    #[error("ended, but {0}")]
+    Left(String),
     /// Signals, netlink, randomness.
     #[error("{0}: {1}")]
     Io(&'static str, std::io::Error),
@@ -148,6 +157,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let (worker, inheritance, mut outcomes) = Worker::start(options.bpffs.clone(), config.node().tracked_flows())?;
     let _state = crate::admin::lock(&options.state_dir)?;
     let orders = Orders::load(&options.state_dir)?;
+    let node = crate::node::load(&options.state_dir)?;
     let mut settings = Settings::new(config.node().interfaces().to_vec()).map_err(io("draw the prober's secret"))?;
     settings.outer_source = config.node().outer_source();
     settings.outer_source6 = config.node().outer_source6();
@@ -162,7 +172,6 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let now = Timestamp::now();
     let (wanted, unresolved) = (Vec::new(), Vec::new());
     let (revision, last_reload_error) = (1, None);
-    let node = crate::node::load(&options.state_dir);
     let mut daemon = Daemon {
         orders,
         node,
@@ -186,6 +195,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         last_reload_error,
         supervision: Supervision::new(),
     };
+    let mut end = None;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     daemon.carry_out(ops).await;
@@ -196,6 +206,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
             transition = transitions.recv() => daemon.verdict(transition.ok_or(Error::Ended("the prober"))?).await,
             change = changes.recv() => {
                 change.ok_or(Error::Ended("watching the kernel's network tables"))?;
+                daemon.look_at_links().await?;
                 daemon.resolve().await;
             }
             Some((key, finding)) = daemon.diagnoses.next() => {
@@ -208,11 +219,16 @@ pub async fn run(options: Options) -> Result<(), Error> {
             Some(request) = asked.recv() => daemon.answer(request).await,
             _ = tick.tick() => daemon.tick().await,
             _ = hangup.recv() => drop(daemon.reload().await),
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = async { tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} } } => {
+                // A second signal ends the wait that the first has begun.
+                if end.is_some() {
+                    break;
+                }
+                end = Some(daemon.begin_to_end().await);
+            }
+            () = reached(end) => break,
         }
     }
-    manager::stopping();
     // The data plane first: nobody who asks is worth waiting for.
     let ended = daemon.end().await;
     drop(asked);
@@ -225,6 +241,7 @@ impl Daemon {
         self.end_orders().await;
         self.event(Event::Tick).await;
         self.supervise();
+        self.keep_history();
         self.mend_routes().await;
     }
 
@@ -242,6 +259,7 @@ impl Daemon {
                 Op::Ring(index, ring) => self.worker.swap_ring(index, ring),
                 Op::Vips(table) => self.worker.swap_vips(table),
                 Op::Vacate(index) => self.worker.vacate(index),
+                Op::ClearCount(index) => self.worker.clear_count(index),
                 Op::Checks(checks) => {
                     let keys: HashSet<&CheckKey> = checks.iter().map(|check| &check.key).collect();
                     self.diagnoses.retain(|key| keys.contains(key));
@@ -283,7 +301,13 @@ impl Daemon {
     async fn outcome(&mut self, outcome: Outcome) -> Result<(), Error> {
         match outcome {
             Outcome::Attached(attached) => {
-                self.attached = attached?;
+                self.attached = match attached {
+                    Ok(attached) => attached,
+                    Err(error) => {
+                        self.withdraw_unless_attached().await;
+                        return Err(error.into());
+                    }
+                };
                 tracing::info!("attached");
                 self.tell_ready();
                 self.announce().await;
@@ -383,8 +407,8 @@ impl Daemon {
         let (old, announce) = (self.core.config().announce(), new.announce());
         if (old.table(), old.protocol()) != (announce.table(), announce.protocol()) {
             return Err(
-                "[announce]: table and protocol cannot change on reload; stop lbd, which withdraws what is in the \
-                        old table, and start it again"
+                "[announce]: table and protocol cannot change on reload; stop lbd, withdraw what it may leave (`lbd \
+                        withdraw --table OLD --protocol OLD`), and start it again"
                     .to_owned(),
             );
         }
@@ -412,17 +436,51 @@ impl Daemon {
         }
     }
 
+    /// How long the end takes at most.
+    fn end_takes(&self) -> Duration {
+        if self.options.leave_attached { END_TAKES } else { END_TAKES + self.announcer.linger() }
+    }
+
+    /// When the data plane is to be detached: until then everything goes on, but nothing is announced any more.
+    async fn begin_to_end(&mut self) -> tokio::time::Instant {
+        manager::stopping(self.end_takes());
+        let linger = if self.options.leave_attached { Duration::ZERO } else { self.withdraw_all().await };
+        tokio::time::Instant::now() + linger
+    }
+
     async fn end(mut self) -> Result<(), Error> {
-        if !self.options.leave_attached {
-            self.withdraw_all().await;
-        }
-        self.prober.shutdown();
         if self.options.leave_attached {
             tracing::info!("ending; the data plane stays attached");
+            self.settle_for_good().await;
+            self.prober.shutdown();
             return Ok(());
         }
+        let gone = self.all_gone().await;
+        self.prober.shutdown();
         tracing::info!("ending; detaching");
-        Ok(self.worker.detach().await?)
+        self.worker.detach().await?;
+        gone.map_err(Error::Left)
+    }
+
+    /// Waits until packets meet all that the data plane was told: from now on nobody tries again.
+    async fn settle_for_good(&self) {
+        let settle = async {
+            while let Err(error) = self.worker.settled().await {
+                tracing::warn!(%error, "the data plane was not updated");
+                tokio::time::sleep(SETTLE_RETRY).await;
+            }
+        };
+        if tokio::time::timeout(SETTLES_WITHIN, settle).await.is_err() {
+            tracing::error!(within = ?SETTLES_WITHIN, "the data plane goes on without some of what it was told last");
+        }
+    }
+}
+
+/// Waits for a time that may not be known yet.
+async fn reached(end: Option<tokio::time::Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end).await,
+        None => std::future::pending().await,
     }
 }
 

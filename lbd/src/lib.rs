@@ -1,8 +1,8 @@
 //! The load balancer's daemon and its CLI.
 //!
 //! Pure: `config`, `maglev`, `ring`, `service`, `reconcile`, `sweep`, `vip_table`, `ids`, `path_mtu`, `history`, `flap`,
-//! `slow_start`, `notice`, `announce::Plan`. Edges: `data_plane`, `nexthop`, `announce`, `api`, `daemon`, `manager`,
-//! `capabilities`, `admin` and `node` (a file each), `cli`, `commands`, `simulate`, `why`.
+//! `slow_start`, `announce::Plan`. Edges: `data_plane`, `nexthop`, `announce`, `api`, `daemon`, `manager`,
+//! `capabilities`, `admin` and `node` (a file each), `cli`, `commands`, `notice` (the log), `simulate`, `why`.
 
 pub mod admin;
 pub mod announce;

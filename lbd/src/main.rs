@@ -3,7 +3,7 @@
 use clap::Parser as _;
 use lbd::{
     commands::{Cli, Command, Run, Simulate, Withdraw},
-    config::Config,
+    config::{Announce, Config},
     daemon::{self, Options},
     data_plane,
     simulate::{self, Summary},
@@ -49,16 +49,26 @@ fn detach(pins: &Path) -> Result<(), String> {
     Ok(())
 }
 
-async fn withdraw(Withdraw { config, socket }: Withdraw) -> Result<(), String> {
-    let announce = Config::load(&config).map_err(|error| error.to_string())?.announce();
-    if UnixStream::connect(&socket).is_ok() {
+async fn withdraw(options: Withdraw) -> Result<(), String> {
+    let socket = &options.socket;
+    let announce = match (options.table, options.protocol) {
+        (Some(table), Some(protocol)) => Announce::with(table, protocol).ok_or(
+            "--table is none of 0 and 253 to 255, and --protocol from 5: others are the kernel's own, and those of `ip route`",
+        )?,
+        _ => Config::load(&options.config).map_err(|error| error.to_string())?.announce(),
+    };
+    if UnixStream::connect(socket).is_ok() {
         return Err(format!("an lbd answers at {} and would announce the VIPs again: stop it first", socket.display()));
     }
     let withdrawn = lbd::announce::withdraw(announce).await.map_err(|error| error.to_string())?;
-    for address in withdrawn {
+    for address in &withdrawn.gone {
         println!("withdrawn: {address}");
     }
-    Ok(())
+    for error in &withdrawn.left {
+        eprintln!("lbd: {error}");
+    }
+    let left = withdrawn.left.len();
+    if left == 0 { Ok(()) } else { Err(format!("routes that are still there: {left}")) }
 }
 
 fn simulate(args: Simulate) -> Result<(), String> {

@@ -36,7 +36,8 @@ impl Manager {
         Self::new(sd_notify::watchdog_enabled(), now)
     }
 
-    fn new(watchdog: Option<Duration>, now: Instant) -> Self {
+    /// One that waits so long for a pulse, if for any.
+    pub(crate) fn new(watchdog: Option<Duration>, now: Instant) -> Self {
         let watchdog = watchdog.map(|patience| Watchdog { every: patience / 2, next: now });
         Self { is_ready: false, status: String::new(), next_status: now, watchdog }
     }
@@ -56,23 +57,28 @@ impl Manager {
         now >= self.next_status
     }
 
-    /// The state in a line; until it is ready, also that the start goes on.
-    pub fn status(&mut self, status: String, now: Instant) {
-        self.next_status = now + STATUS_EVERY;
-        let mut told = Vec::new();
-        if !self.is_ready {
-            told.push(NotifyState::ExtendTimeoutUsec(u32::try_from(START_TAKES.as_micros()).unwrap_or(u32::MAX)));
-        }
-        if status != self.status {
-            self.status = status;
-            told.push(NotifyState::Status(&self.status));
-        }
+    /// The state in a line; until it is ready, also that the start goes on, if all works.
+    pub fn status(&mut self, status: String, works: bool, now: Instant) {
+        let told = self.told_of(status, works, now);
         if !told.is_empty() {
             send(&told);
         }
     }
 
-    /// A reload begins; true if [`reloaded`] is to be told. Before it is ready the service manager knows of none.
+    fn told_of(&mut self, status: String, works: bool, now: Instant) -> Vec<NotifyState<'_>> {
+        self.next_status = now + STATUS_EVERY;
+        let mut told = Vec::new();
+        if !self.is_ready && works {
+            told.push(takes(START_TAKES));
+        }
+        if status != self.status {
+            self.status = status;
+            told.push(NotifyState::Status(&self.status));
+        }
+        told
+    }
+
+    /// A reload begins; true if [`Manager::reloaded`] is to be told. Before it is ready the service manager knows of none.
     #[must_use]
     pub fn reloading(&self) -> bool {
         if self.is_ready {
@@ -84,29 +90,43 @@ impl Manager {
         self.is_ready
     }
 
-    /// Whether the time has come to say that everything works, if it does. Half of what the service manager waits is left
-    /// then.
-    pub fn wants_pulse(&mut self, now: Instant) -> bool {
-        let Some(watchdog) = self.watchdog.as_mut().filter(|watchdog| now >= watchdog.next) else { return false };
-        // In step: one that came late makes no later one late.
-        watchdog.next = (watchdog.next + watchdog.every).max(now);
-        true
+    /// The last reload has ended: packets meet what the configuration says, be it the new one or, if that was refused, the
+    /// old one; or the kernel does not take it, and the status says so.
+    pub fn reloaded(&mut self, status: String) {
+        self.status = status;
+        send(&[NotifyState::Ready, NotifyState::Status(&self.status)]);
+    }
+
+    /// Whether the time has come for [`Manager::pulse`]: until it was called. Half of what the service manager waits is left
+    /// at first.
+    #[must_use]
+    pub fn wants_pulse(&self, now: Instant) -> bool {
+        self.watchdog.as_ref().is_some_and(|watchdog| now >= watchdog.next)
+    }
+
+    /// Whether half of what was left then has passed without a pulse.
+    #[must_use]
+    pub fn lacks_pulse(&self, now: Instant) -> bool {
+        self.watchdog.as_ref().is_some_and(|watchdog| now >= watchdog.next + watchdog.every / 2)
+    }
+
+    /// Everything works.
+    pub fn pulse(&mut self, now: Instant) {
+        if let Some(watchdog) = &mut self.watchdog {
+            // In step: one that came late makes no later one late.
+            watchdog.next = (watchdog.next + watchdog.every).max(now);
+            send(&[NotifyState::Watchdog]);
+        }
     }
 }
 
-/// A reload has ended: packets meet what the configuration says, be it the new one or, if that was refused, the old one.
-pub fn reloaded() {
-    send(&[NotifyState::Ready]);
+/// The end has begun, and takes so long at most.
+pub fn stopping(within: Duration) {
+    send(&[NotifyState::Stopping, takes(within), NotifyState::Status("ending")]);
 }
 
-/// Everything works.
-pub fn pulse() {
-    send(&[NotifyState::Watchdog]);
-}
-
-/// The end has begun.
-pub fn stopping() {
-    send(&[NotifyState::Stopping, NotifyState::Status("ending")]);
+fn takes(time: Duration) -> NotifyState<'static> {
+    NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))
 }
 
 fn send(told: &[NotifyState<'_>]) {
@@ -125,9 +145,43 @@ mod tests {
     fn pulse_is_wanted_at_half_the_watchdogs_time_and_never_without_one() {
         let start = Instant::now();
         let mut manager = Manager::new(Some(10 * SECOND), start);
-        let wanted: Vec<_> = (0..12).filter(|&second| manager.wants_pulse(start + second * SECOND)).collect();
-        assert_eq!(wanted, [0, 5, 10]);
+        let mut pulses = |seconds: std::ops::Range<u32>| {
+            let wanted: Vec<_> = seconds.filter(|&second| manager.wants_pulse(start + second * SECOND)).collect();
+            for second in &wanted {
+                manager.pulse(start + *second * SECOND);
+            }
+            wanted
+        };
+        let each: Vec<_> = (0..12).flat_map(|second| pulses(second..second + 1)).collect();
+        assert_eq!(each, [0, 5, 10]);
         assert!(!Manager::new(None, start).wants_pulse(start + 100 * SECOND));
+    }
+
+    #[test]
+    fn pulse_is_wanted_until_it_is_sent_and_one_that_is_late_makes_no_other_late() {
+        let start = Instant::now();
+        let mut manager = Manager::new(Some(10 * SECOND), start);
+        manager.pulse(start);
+        let at = |second| start + second * SECOND;
+        assert!((5..10).all(|second| manager.wants_pulse(at(second))));
+        assert_eq!([7, 8].map(|second| manager.lacks_pulse(at(second))), [false, true]);
+        manager.pulse(at(9));
+        assert_eq!([9, 10].map(|second| manager.wants_pulse(at(second))), [false, true]);
+    }
+
+    #[test]
+    fn start_is_given_more_time_only_while_all_works() {
+        let start = Instant::now();
+        let mut manager = Manager::new(None, start);
+        let mut told = |status: &str, works| {
+            let told = manager.told_of(status.to_owned(), works, start);
+            told.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(told("starting", true), ["EXTEND_TIMEOUT_USEC=30000000", "STATUS=starting"]);
+        assert_eq!(told("starting", false), [""; 0]);
+        assert_eq!(told("starting", true), ["EXTEND_TIMEOUT_USEC=30000000"]);
+        manager.ready("running");
+        assert!(manager.told_of("running".to_owned(), true, start).is_empty());
     }
 
     #[test]
@@ -143,7 +197,7 @@ mod tests {
         let start = Instant::now();
         let mut manager = Manager::new(None, start);
         assert!(manager.wants_status(start));
-        manager.status("starting".to_owned(), start);
+        manager.status("starting".to_owned(), true, start);
         assert!(!manager.wants_status(start + SECOND / 2) && manager.wants_status(start + SECOND));
     }
 }

@@ -293,6 +293,8 @@ pub enum Route {
     Refused,
     /// It cannot serve.
     Withdrawn,
+    /// It cannot serve, and the kernel does not delete the route: it is still there, the log says why.
+    Stays,
 }
 
 impl Route {
@@ -305,6 +307,7 @@ impl Route {
             Self::Held => "held",
             Self::Refused => "refused",
             Self::Withdrawn => "withdrawn",
+            Self::Stays => "stays",
         }
     }
 }

@@ -21,21 +21,24 @@ struct Kept {
     node: NodeRow,
 }
 
-/// What was said last. Nothing was, or what is there is not understood: the node is active, and the log says so.
-#[must_use]
-pub fn load(directory: &Path) -> NodeRow {
+/// What was said last; the node is active if nothing was.
+///
+/// # Errors
+/// The file cannot be read or is not understood: the node may have been taken out, and must not announce on a guess.
+pub fn load(directory: &Path) -> Result<NodeRow, admin::Error> {
     let path = directory.join(FILE);
+    let not_understood = |why: String| Err(admin::Error::Node { path: path.clone(), why });
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return NodeRow::default(),
-        Err(error) => return not_understood(&path, &error),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(NodeRow::default()),
+        Err(error) => return not_understood(error.to_string()),
     };
     match serde_json::from_str(&text) {
-        Ok(Kept { version: VERSION, node, .. }) if node.state == NodeState::Standby => node,
-        Ok(Kept { version: VERSION, node, boot: then }) if then == boot() => node,
-        Ok(Kept { version: VERSION, .. }) => NodeRow::default(),
-        Ok(Kept { version, .. }) => not_understood(&path, &format!("version {version}")),
-        Err(error) => not_understood(&path, &error),
+        Ok(Kept { version: VERSION, node, .. }) if node.state == NodeState::Standby => Ok(node),
+        Ok(Kept { version: VERSION, node, boot: then }) if then == boot() => Ok(node),
+        Ok(Kept { version: VERSION, .. }) => Ok(NodeRow::default()),
+        Ok(Kept { version, .. }) => not_understood(format!("its version is {version}, of a later lbd")),
+        Err(error) => not_understood(error.to_string()),
     }
 }
 
@@ -53,31 +56,27 @@ fn boot() -> String {
     boot.trim().to_owned()
 }
 
-fn not_understood(path: &Path, error: &dyn std::fmt::Display) -> NodeRow {
-    tracing::error!(path = %path.display(), %error, "it is not known whether this node was on standby: it is active");
-    NodeRow::default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn standby_is_read_back_and_what_is_not_understood_is_active() {
+    fn standby_is_read_back_and_what_is_not_understood_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(load(directory.path()), NodeRow::default());
+        assert_eq!(load(directory.path()).unwrap(), NodeRow::default());
         let node = NodeRow { state: NodeState::Standby, reason: Some("new kernel".into()), since: None };
         save(directory.path(), &node).unwrap();
-        assert_eq!(load(directory.path()), node);
+        assert_eq!(load(directory.path()).unwrap(), node);
         let active = NodeRow { state: NodeState::Active, since: Some(jiff::Timestamp::UNIX_EPOCH), ..node };
         save(directory.path(), &active).unwrap();
-        assert_eq!(load(directory.path()), active);
+        assert_eq!(load(directory.path()).unwrap(), active);
         let text = fs::read_to_string(directory.path().join(FILE)).unwrap().replace(&boot(), "another");
         fs::write(directory.path().join(FILE), text).unwrap();
-        assert_eq!(load(directory.path()), NodeRow::default(), "said before the host started");
+        assert_eq!(load(directory.path()).unwrap(), NodeRow::default(), "said before the host started");
         for text in ["", "{}", r#"{"version": 2, "state": "standby", "reason": null, "since": null}"#] {
             fs::write(directory.path().join(FILE), text).unwrap();
-            assert_eq!(load(directory.path()), NodeRow::default(), "{text}");
+            let refused = load(directory.path()).unwrap_err().to_string();
+            assert!(refused.contains("whether this node was on standby is not known"), "{text}: {refused}");
         }
     }
 }

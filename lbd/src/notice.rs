@@ -36,7 +36,7 @@ pub enum Notice {
         vip: VipKey,
         /// The real.
         real: IpAddr,
-        /// Before its time, since too few other reals serve.
+        /// Before its time, since those that serve are too few without it.
         early: bool,
     },
 }

@@ -35,6 +35,10 @@ fn address(real: u8) -> IpAddr {
 
 /// These settings of the VIP, and these reals.
 fn config(settings: &str, reals: &[(u8, u16)]) -> Config {
+    Config::parse("lbd.toml", &config_text(settings, reals)).unwrap()
+}
+
+fn config_text(settings: &str, reals: &[(u8, u16)]) -> String {
     let mut text = "[node]\ninterface = \"eth0\"\n[[vip]]\naddress = \"198.19.10.1\"\nprotocol = \"tcp\"\nport = 80\n\
                     check = { kind = \"tcp\" }\n"
         .to_owned();
@@ -42,7 +46,7 @@ fn config(settings: &str, reals: &[(u8, u16)]) -> Config {
     for (real, weight) in reals {
         writeln!(text, "[[vip.real]]\naddress = \"{}\"\nweight = {weight}", address(*real)).unwrap();
     }
-    Config::parse("lbd.toml", &text).unwrap()
+    text
 }
 
 impl World {
@@ -168,6 +172,34 @@ fn reals_that_the_operator_has_taken_out_do_not_serve_and_leave_all_the_same() {
 }
 
 #[test]
+fn vip_can_serve_while_a_slot_has_a_real_or_one_that_drains_finishes() {
+    let mut world = World::running("", 2);
+    assert!(world.service().can_serve());
+    world.event(Event::Configured(config("", &[(1, 0), (2, 0)])));
+    assert!(!world.service().can_serve(), "no real has weight");
+
+    let mut world = World::running("", 2);
+    (1..=2).for_each(|real| world.verdict(real, HARD));
+    assert!(world.service().can_serve(), "the last are kept");
+    (1..=2).for_each(|real| world.administer(real, Admin::Draining));
+    assert!(!world.service().can_serve(), "those that drain are dead");
+    world.verdict(1, UP);
+    assert!(world.service().can_serve(), "one that drains finishes what it has");
+    (1..=2).for_each(|real| world.administer(real, Admin::Disabled));
+    assert!(!world.service().can_serve());
+}
+
+#[test]
+fn vip_whose_reals_cannot_be_reached_does_not_serve() {
+    let mut world = World::running("", 1);
+    assert!(world.core.can_serve(world.service()));
+    // Another real, to which no way is known.
+    world.event(Event::Configured(config("", &[(7, 100)])));
+    world.verdict(7, UP);
+    assert!(world.service().can_serve() && !world.core.can_serve(world.service()));
+}
+
+#[test]
 fn vip_none_of_whose_reals_was_ever_up_is_unable() {
     let now = Instant::now();
     let (mut core, _) = Core::start(config("", &[(1, 100)]), Inheritance::default(), now);
@@ -175,6 +207,34 @@ fn vip_none_of_whose_reals_was_ever_up_is_unable() {
     let ops = core.apply(Event::Verdict(key, HARD), now);
     let told = ops.iter().find_map(|op| if let Op::Tell(Notice::Vip { after, .. }) = op { Some(*after) } else { None });
     assert_eq!(told, Some(VipState::Unable));
+}
+
+#[test]
+fn removed_vip_is_cleared_after_the_table_without_it_is_told() {
+    /// The order in which table and clearing are told.
+    fn order(ops: &[Op]) -> Vec<String> {
+        let what = |op: &Op| match op {
+            Op::Vips(_) => Some("table".to_owned()),
+            Op::Vacate(index) => Some(format!("ring {index}")),
+            Op::ClearCount(index) => Some(format!("count {index}")),
+            _ => None,
+        };
+        ops.iter().filter_map(what).collect()
+    }
+    let of_port = |port| {
+        let one = config_text("", &[(1, 100)]).replace("port = 80", &format!("port = {port}"));
+        Config::parse("lbd.toml", &one).unwrap()
+    };
+    let now = Instant::now();
+    let (key, other) = (of_port(80).vips()[0].key(), of_port(81).vips()[0].key());
+    let inheritance = Inheritance { vips: [(key, 5), (other, 6)].into(), ..Inheritance::default() };
+    let (mut core, ops) = Core::start(of_port(80), inheritance, now);
+    assert_eq!(order(&ops), [""; 0], "packets meet the earlier table until the first round is over");
+    let check = core.services().next().unwrap().check_keys(address(1)).next().unwrap();
+    let ops = core.apply(Event::Verdict(check, UP), now);
+    assert_eq!(order(&ops), ["table", "ring 6", "count 6"]);
+    let ops = core.apply(Event::Configured(of_port(82)), now);
+    assert_eq!(order(&ops), ["table", "ring 5", "count 5"]);
 }
 
 const HOLD: &str = "hold_down = \"30s\"\nflap_limit = 2";
@@ -239,17 +299,70 @@ fn real_that_is_needed_is_not_held_down() {
 }
 
 #[test]
+fn common_failures_hold_down_no_more_reals_than_leave_half() {
+    let mut world = World::running(HOLD, 10);
+    for round in 1..=3 {
+        (1..=10).for_each(|real| world.verdict(real, HARD));
+        for real in 1..=10 {
+            world.pass(1.0);
+            world.verdict(real, UP);
+            let serve = if round == 3 { real.min(5) } else { real };
+            assert_eq!(world.takers(), (1..=serve).collect::<Vec<_>>(), "round {round}");
+        }
+    }
+    world.verdict(1, HARD);
+    assert_eq!(world.takers(), (2..=10).collect::<Vec<_>>(), "four of ten are less than half");
+}
+
+#[test]
 fn reload_leaves_a_held_real_held_and_a_removed_one_is_forgiven() {
     let mut world = World::running(HOLD, 2);
     (0..3).for_each(|_| world.flap(1));
     let until = world.standing(1).flaps.held_until();
-    world.event(Event::Configured(config(HOLD, &[(1, 100), (2, 50)])));
+    world.event(Event::Configured(config(HOLD, &[(1, 100), (2, 150)])));
     assert_eq!((world.standing(1).flaps.held_until(), world.takers()), (until, vec![2]));
-    world.event(Event::Configured(config(HOLD, &[(2, 50)])));
-    world.event(Event::Configured(config(HOLD, &[(1, 100), (2, 50)])));
+    world.event(Event::Configured(config(HOLD, &[(2, 150)])));
+    world.event(Event::Configured(config(HOLD, &[(1, 100), (2, 150)])));
     assert_eq!((world.standing(1).flaps.total(), world.standing(1).state), (0, State::Init));
     world.verdict(1, UP);
     assert_eq!(world.takers(), [1, 2]);
+}
+
+#[test]
+fn hold_ends_earlier_when_a_reload_makes_it_shorter_or_the_operator_enables_the_real() {
+    let mut world = World::running(HOLD, 2);
+    let reload = |world: &mut World, hold: &str| {
+        let settings = HOLD.replace("30s", hold);
+        world.event(Event::Configured(config(&settings, &[(1, 100), (2, 100)])));
+    };
+    (0..3).for_each(|_| world.flap(1));
+    world.pass(5.0);
+    reload(&mut world, "90s");
+    reload(&mut world, "10s");
+    world.pass(4.8);
+    assert_eq!(world.takers(), [2]);
+    world.pass(0.3);
+    assert_eq!(world.takers(), [1, 2]);
+    world.flap(1);
+    assert_eq!(world.takers(), [2]);
+    reload(&mut world, "0s");
+    assert_eq!((world.takers(), world.standing(1).state), (vec![1, 2], UP), "nothing is held down any more");
+    reload(&mut world, "30s");
+    world.flap(1);
+    assert_eq!(world.takers(), [2]);
+    world.administer(1, Admin::Enabled);
+    assert_eq!((world.takers(), world.standing(1).state), (vec![1, 2], UP));
+    assert_eq!(world.standing(1).flaps.total(), 5, "what it costs next is not forgiven");
+}
+
+#[test]
+fn reals_that_serve_are_counted_before_the_first_round_is_over() {
+    let now = Instant::now();
+    let (mut core, _) = Core::start(config("", &[(1, 100), (2, 100)]), Inheritance::default(), now);
+    let key = core.services().next().unwrap().check_keys(address(1)).next().unwrap();
+    core.apply(Event::Verdict(key, UP), now);
+    let service = core.services().next().unwrap();
+    assert_eq!((service.state(), service.serving()), (VipState::Starting, 1));
 }
 
 const SLOW: &str = "slow_start = \"9s\"\nflow_idle = \"1h\"";
@@ -339,10 +452,38 @@ fn real_without_others_that_could_take_what_it_leaves_does_not_start_slowly() {
 }
 
 #[test]
+fn no_real_gets_more_than_twice_its_part_when_all_come_back_one_after_another() {
+    let mut world = World::running(SLOW, 10);
+    (1..=10).for_each(|real| world.verdict(real, HARD));
+    for real in 1..=10_u8 {
+        world.verdict(real, UP);
+        let largest = world.service().ring.shares().into_values().fold(0.0, f64::max);
+        assert!(largest < 1.1 / f64::from(real.min(5)), "{real} are back: one has {largest:.2}");
+    }
+    assert!(world.share(10) < 0.02, "five others have half of the weight: it starts slowly");
+    world.verdict(1, HARD);
+    assert!(world.share(10) > 0.09, "four others do not");
+}
+
+#[test]
+fn half_of_the_weight_is_not_half_of_the_reals() {
+    let reals = [(1, 1000), (2, 100), (3, 100)];
+    let mut world = World::running(SLOW, 3);
+    world.event(Event::Configured(config(SLOW, &reals)));
+    world.verdict(1, HARD);
+    world.verdict(1, UP);
+    assert!(world.share(1) > 0.8, "two small ones do not carry what the large one does");
+    world.verdict(3, HARD);
+    world.verdict(3, UP);
+    assert!(world.share(3) < 0.02);
+}
+
+#[test]
 fn real_without_weight_that_a_restart_finds_is_not_admitted_by_it() {
     let world = World::running("", 2);
     let service = world.service();
     let inheritance = Inheritance {
+        attached: true,
         reals: std::collections::BTreeMap::new(),
         hash_key: lb_ebpf::hash::HashKey::from_seed(world.core.config().node().seed()),
         vips: [(service.config.key(), service.index)].into(),

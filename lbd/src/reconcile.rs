@@ -11,7 +11,7 @@ use crate::{
     notice::Notice,
     path_mtu::{PathMtus, TooBig},
     ring::Ring,
-    service::{Serves, Service, check_keys},
+    service::{Serves, Service, Standing, check_keys},
     sweep::Sweep,
     vip_table::{self, Row},
 };
@@ -61,8 +61,10 @@ pub enum Op {
     Ring(u32, Box<RingWords>),
     /// Swap the table of VIPs.
     Vips(Box<VipTable>),
-    /// Clear the ring and the counter of the VIP that had this index, once no packet meets it.
+    /// Clear the ring of the VIP that had this index, which no other has: the table that was told before does not name it.
     Vacate(u16),
+    /// Clear the counter of the VIP that had this index; another may have it by now.
+    ClearCount(u16),
     /// Probe exactly these.
     Checks(Vec<Check>),
     /// Keep exactly these reals' next hops up to date.
@@ -91,6 +93,8 @@ pub enum Phase {
 /// What packets still meet: the work of an earlier daemon. Empty if there was none.
 #[derive(Clone, Debug, Default)]
 pub struct Inheritance {
+    /// Packets of some device do meet it: what is pinned may be of a device that is gone.
+    pub attached: bool,
     /// The reals in the map that both daemons use.
     pub reals: BTreeMap<RealId, RealEntry>,
     /// Key of the hash that gives a flow its slot.
@@ -111,6 +115,8 @@ pub struct Core {
     hops: BTreeMap<IpAddr, NextHop>,
     path_mtus: PathMtus,
     vips: Ids<VipKey>,
+    /// Indexes of removed VIPs that the table may name until it is told anew.
+    vacated: BTreeSet<u16>,
     written: BTreeMap<RealId, RealEntry>,
     /// The last verdict of each configured check.
     verdicts: BTreeMap<CheckKey, State>,
@@ -147,6 +153,7 @@ impl Core {
             hops: BTreeMap::new(),
             path_mtus: PathMtus::default(),
             vips: Ids::new(0..=last_vip, inheritance.vips),
+            vacated: BTreeSet::new(),
             written: inheritance.reals,
             verdicts: BTreeMap::new(),
             phase: Phase::Starting,
@@ -194,7 +201,7 @@ impl Core {
         self.sweeping.iter_mut().for_each(BTreeSet::clear);
         self.services.retain(|key, _| config.vip(key).is_some());
         let gone = self.vips.iter().filter(|(key, _)| config.vip(key).is_none());
-        let vacated: Vec<_> = gone.map(|(_, index)| Op::Vacate(index)).collect();
+        self.vacated.extend(gone.map(|(_, index)| index));
         self.vips.retain(|key| config.vip(key).is_some());
         let checks = checks(&config);
         // The prober begins a check that was left out for a while from scratch.
@@ -211,7 +218,6 @@ impl Core {
         self.config = config;
         let mut ops = self.write_reals();
         ops.extend(rings);
-        ops.extend(vacated);
         if !left_out.is_empty() {
             ops.push(Op::NoIndex(left_out));
         }
@@ -279,7 +285,7 @@ impl Core {
     /// Health and the operator's word are two things; new flows go where both allow it.
     fn administer(&mut self, (vip, real): Place, admin: Admin, now: Instant) -> Vec<Op> {
         let Some(service) = self.services.get_mut(&vip) else { return Vec::new() };
-        if !service.administer(real, admin) {
+        if !service.administer(real, admin, now) {
             return Vec::new();
         }
         let rings: Vec<_> =
@@ -315,11 +321,23 @@ impl Core {
             ops.extend(swap_ring(service));
         }
         ops.extend(self.vip_table());
+        ops.extend(self.vacate());
         if starting {
             self.phase = Phase::Running;
             ops.push(Op::Attach);
         }
         ops
+    }
+
+    /// What removed VIPs had: after the table that does not name them.
+    fn vacate(&mut self) -> Vec<Op> {
+        if self.vacated.is_empty() {
+            return Vec::new();
+        }
+        let taken: BTreeSet<_> = self.vips.iter().map(|(_, index)| index).collect();
+        let vacated = std::mem::take(&mut self.vacated);
+        let rings = vacated.difference(&taken).map(|&index| Op::Vacate(index));
+        rings.chain(vacated.iter().map(|&index| Op::ClearCount(index))).collect()
     }
 
     /// Begins a sweep when its time has come, if there is anything to be found out.
@@ -534,6 +552,14 @@ impl Core {
     /// The VIPs in service, by key.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.services.values()
+    }
+
+    /// Whether clients of a service are served: it can serve, and packets find the way to a real that takes them or finishes
+    /// what it has.
+    #[must_use]
+    pub fn can_serve(&self, service: &Service) -> bool {
+        let reached = |standing: &Standing| self.written.get(&standing.id).is_some_and(|entry| entry.mtu != 0);
+        service.can_serve() && service.configured().any(|(_, standing)| service.uses(standing) && reached(standing))
     }
 
     /// How far the start is.

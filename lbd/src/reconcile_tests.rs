@@ -89,6 +89,7 @@ fn running(config: &Config, verdicts: &[(u8, State)]) -> Running {
 fn left_by(dead: &Running) -> Inheritance {
     let service = dead.core.services().next().unwrap();
     Inheritance {
+        attached: true,
         reals: dead.core.written.clone(),
         hash_key: HashKey::from_seed(dead.core.config.node().seed()),
         vips: BTreeMap::from([(service.config.key(), service.index)]),

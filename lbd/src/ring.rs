@@ -166,10 +166,10 @@ impl Ring {
         self.slots.iter().map(|slot| slot.cur).filter(|id| *id != 0).collect()
     }
 
-    /// Whether new flows go anywhere.
+    /// Whether new flows go anywhere. Reals without weight may be takers, and have no slot.
     #[must_use]
     pub fn has_takers(&self) -> bool {
-        self.basis.iter().any(|candidate| self.takers.contains(&candidate.id))
+        self.slots.iter().any(|slot| slot.cur != 0)
     }
 
     /// Takes the policy of a new configuration; an open window keeps its end. While fewer reals than `enough` (at least one)

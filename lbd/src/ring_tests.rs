@@ -36,6 +36,33 @@ fn steady_ring_neither_tracks_nor_looks_up() {
 }
 
 #[test]
+fn ring_of_empty_slots_takes_nothing() {
+    let now = Instant::now();
+    let with = |change: fn(&mut Member)| {
+        let mut members = [member(1), member(2)];
+        members.iter_mut().for_each(change);
+        ring_of(&members, now)
+    };
+    assert!(with(|_| {}).has_takers());
+    let weightless = with(|m| m.candidate.weight = 0);
+    assert!(!weightless.has_takers(), "no slot is theirs");
+    assert!(!with(|m| m.new_flows = NewFlows::Never).has_takers());
+    assert!(!with(|m| (m.admitted, m.new_flows) = (false, NewFlows::Keep)).has_takers(), "none was ever up");
+    let mut members = [member(1), member(2)];
+    let mut ring = ring_of(&members, now);
+    for m in &mut members {
+        (m.new_flows, m.serves) = (NewFlows::Keep, false);
+    }
+    ring.update(&members, false, now);
+    assert!(ring.has_takers(), "the last are kept");
+    for m in &mut members {
+        m.new_flows = NewFlows::Never;
+    }
+    ring.update(&members, false, now);
+    assert!(!ring.has_takers());
+}
+
+#[test]
 fn hard_failure_moves_only_the_failed_reals_slots_and_recovery_restores_them() {
     let now = Instant::now();
     let mut members = [member(1), member(2), member(3)];

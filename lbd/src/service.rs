@@ -30,8 +30,6 @@ pub struct Standing {
     pub flaps: Flaps,
     /// While it gets fewer new flows than its weight says.
     ramp: Option<Ramp>,
-    /// The verdict of its checks; `Init`: there was none since it was configured.
-    checks: State,
     /// It has been up since it was configured.
     pub admitted: bool,
     /// It is configured; otherwise it only finishes the flows it has.
@@ -66,8 +64,7 @@ pub struct Service {
     /// Configured reals whose checks have come to no verdict yet.
     unheard: usize,
     stage: Stage,
-    /// Reals that serve, and whether they are enough: what the ring was built from last.
-    serving: usize,
+    /// Whether it is able to serve, with the ring that was built last.
     state: VipState,
     /// The state that was told last.
     told: VipState,
@@ -97,7 +94,6 @@ impl Service {
             standings: BTreeMap::new(),
             unheard: 0,
             stage: Stage::FirstRound(patience),
-            serving: 0,
             state: VipState::Starting,
             told: VipState::Starting,
             notices: Vec::new(),
@@ -163,10 +159,11 @@ impl Service {
                 // One without weight is part of no ring: nobody knows whether it was ever up.
                 let admitted = up || (recognised && weight > 0);
                 let serves = serves.only(protocol);
-                let (flaps, checks, admin) = (Flaps::default(), State::Init, Admin::Enabled);
+                let (flaps, admin) = (Flaps::default(), Admin::Enabled);
                 let (ramp, configured, heard) = (None, true, false);
-                Standing { id, weight, state, flaps, ramp, checks, admitted, configured, admin, serves, heard }
+                Standing { id, weight, state, flaps, ramp, admitted, configured, admin, serves, heard }
             });
+            standing.flaps.reprice(&config.policy().flap);
             standing.weight = weight;
             standing.configured = true;
         }
@@ -213,10 +210,17 @@ impl Service {
         before != known(standing)
     }
 
-    /// Takes what the operator says of a configured member; true if it is something new.
-    pub fn administer(&mut self, real: IpAddr, admin: Admin) -> bool {
-        let standing = self.standings.get_mut(&real).filter(|s| s.configured && s.admin != admin);
-        standing.map(|standing| standing.admin = admin).is_some()
+    /// Takes what the operator says of a configured member; true if it is something new. Who enables a real wants it up: it is
+    /// held down no longer.
+    pub fn administer(&mut self, real: IpAddr, admin: Admin, now: Instant) -> bool {
+        let vip = self.config.key();
+        let Some(standing) = self.standings.get_mut(&real).filter(|s| s.configured) else { return false };
+        let changed = std::mem::replace(&mut standing.admin, admin) != admin;
+        let released = admin == Admin::Enabled && standing.release(now);
+        if released {
+            self.notices.push(Notice::Released { vip, real, early: false });
+        }
+        changed || released
     }
 
     /// Rebuilds the ring from what is known at this time; true if a slot changed that packets meet.
@@ -244,9 +248,18 @@ impl Service {
         self.is_published() && self.due.is_some_and(|due| due <= now)
     }
 
-    /// Fewer reals serve than must.
+    /// Whether these reals carry its traffic without further ones: they are as many as must serve, and have at least half
+    /// of the weight of all that could.
+    fn are_enough(&self, chosen: impl Fn(&Standing) -> bool) -> bool {
+        let weight = |standing: &Standing| u64::from(standing.weight);
+        let could: u64 = self.standings.values().filter(|standing| standing.could_serve()).map(weight).sum();
+        let chosen: Vec<_> = self.standings.values().filter(|standing| chosen(standing)).map(weight).collect();
+        chosen.len() >= self.config.min_healthy() && 2 * chosen.iter().sum::<u64>() >= could
+    }
+
+    /// Those that serve need further ones.
     fn lacks_reals(&self) -> bool {
-        self.standings.values().filter(|standing| standing.is_serving()).count() < self.config.min_healthy()
+        !self.are_enough(Standing::is_serving)
     }
 
     /// Those whose time is over are up; all, where too few reals serve without them.
@@ -254,8 +267,7 @@ impl Service {
         let (vip, early) = (self.config.key(), self.lacks_reals());
         for (&real, standing) in &mut self.standings {
             if standing.flaps.held_until().is_some_and(|until| early || until <= now) {
-                standing.flaps.release(now);
-                standing.state = State::Up;
+                standing.release(now);
                 self.notices.push(Notice::Released { vip, real, early });
             }
         }
@@ -273,28 +285,27 @@ impl Service {
                 Some(ramp) => ramp.at(span, now),
             };
         }
-        let settled = self.standings.values().filter(|s| s.is_serving() && s.ramp.is_none()).count();
-        if settled < self.config.min_healthy() {
+        if !self.are_enough(|s| s.is_serving() && s.ramp.is_none()) {
             self.standings.values_mut().for_each(|standing| standing.ramp = None);
         }
     }
 
     /// Whether it is able to serve, with the ring that it has.
     fn judge(&mut self) {
-        self.serving = self.standings.values().filter(|standing| standing.is_serving()).count();
         let keeps = || self.config.on_all_down() == OnAllDown::Keep && !self.ring.current().is_empty();
         self.state = match self.stage {
             Stage::FirstRound(_) => VipState::Starting,
-            Stage::Published if self.serving >= self.config.min_healthy() => VipState::Serving,
+            Stage::Published if self.serving() >= self.config.min_healthy() => VipState::Serving,
             Stage::Published if keeps() => VipState::Kept,
             Stage::Published => VipState::Unable,
         };
     }
 
-    /// Its reals that take new flows because their checks pass and the operator lets them.
+    /// How many of its reals take new flows because their checks pass and the operator lets them; before packets meet it, are
+    /// going to.
     #[must_use]
     pub fn serving(&self) -> usize {
-        self.serving
+        self.standings.values().filter(|standing| standing.is_serving()).count()
     }
 
     /// Whether it is able to serve.
@@ -307,8 +318,8 @@ impl Service {
     pub fn news(&mut self) -> Vec<Notice> {
         let mut notices = std::mem::take(&mut self.notices);
         let (before, after) = (std::mem::replace(&mut self.told, self.state), self.state);
-        let (vip, serving, needed) = (self.config.key(), self.serving, self.config.min_healthy());
         if before != after {
+            let (vip, serving, needed) = (self.config.key(), self.serving(), self.config.min_healthy());
             notices.push(Notice::Vip { vip, before, after, serving, needed });
         }
         notices
@@ -318,8 +329,15 @@ impl Service {
     /// `all_down = "keep"` that is so while the last reals are kept; with `withdraw` not while fewer than `min_healthy` serve.
     #[must_use]
     pub fn can_serve(&self) -> bool {
-        let drains = || self.configured().any(|(_, s)| s.admin == Admin::Draining && s.serves() != Serves::default());
-        self.is_published() && (self.ring.has_takers() && self.state != VipState::Unable || drains())
+        let drains = || self.configured().any(|(_, standing)| standing.drains());
+        // The state first: to find no taker is to look at every slot.
+        self.is_published() && (self.state != VipState::Unable && self.ring.has_takers() || drains())
+    }
+
+    /// Whether clients may be served by this real: it takes new flows, or drains and finishes those that it has.
+    #[must_use]
+    pub fn uses(&self, standing: &Standing) -> bool {
+        self.ring.takers().contains(&standing.id) || standing.drains()
     }
 
     /// Its configured reals and what is known of each.
@@ -372,10 +390,19 @@ impl Standing {
         if self.admin == Admin::Disabled { Serves::default() } else { self.serves }
     }
 
+    /// It takes new flows while its checks pass.
+    fn could_serve(&self) -> bool {
+        self.configured && self.weight > 0 && self.admin == Admin::Enabled
+    }
+
+    /// The operator has it take no new flows, and it finishes those that it has.
+    fn drains(&self) -> bool {
+        self.admin == Admin::Draining && self.serves() != Serves::default()
+    }
+
     /// It takes new flows on its own account.
     fn is_serving(&self) -> bool {
-        let takes = self.configured && self.admitted && self.weight > 0;
-        takes && self.admin == Admin::Enabled && self.state == State::Up
+        self.could_serve() && self.admitted && self.state == State::Up
     }
 
     /// Removed: nobody checks it any more. When it is configured again it starts like a new one.
@@ -384,26 +411,39 @@ impl Standing {
         self.serves = self.serves();
         (self.configured, self.admitted, self.admin) = (false, false, Admin::Enabled);
         (self.state, self.heard) = (State::Init, false);
-        (self.checks, self.flaps, self.ramp) = (State::Init, Flaps::default(), None);
+        (self.flaps, self.ramp) = (Flaps::default(), None);
     }
 
     /// Takes a verdict of its checks. One that is needed is not held down.
     fn take(&mut self, checks: State, needed: bool, policy: &flap::Policy, now: Instant) {
-        let before = std::mem::replace(&mut self.checks, checks);
         self.state = match (self.state, checks) {
             (State::Up, State::Down(_)) => {
                 self.flaps.fell(now);
                 checks
             }
             (State::Init | State::Down(_), State::Down(_)) => {
-                self.flaps.fails();
+                self.flaps.fails(now);
                 checks
             }
-            // It is held down, and was told so before.
-            (State::Down(_), State::Up) if before == State::Up => self.state,
-            (State::Down(_), State::Up) if !needed && !self.flaps.passes(policy, now) => State::Down(Severity::Soft),
+            (State::Down(_), State::Up) if self.flaps.held_until().is_some() => self.state,
+            (State::Down(_), State::Up) if !self.flaps.passes(policy, needed, now) => State::Down(Severity::Soft),
             (_, State::Up | State::Init) => checks,
         };
+    }
+
+    /// Whether its checks have come to a verdict since it was configured.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        self.heard
+    }
+
+    /// Held down no longer, it is up: its checks pass. True if it was held.
+    fn release(&mut self, now: Instant) -> bool {
+        let was_held = self.flaps.release(now);
+        if was_held {
+            self.state = State::Up;
+        }
+        was_held
     }
 
     /// How much of its part of the ring it has, of [`WHOLE`].

@@ -3,10 +3,14 @@
 
 mod common;
 
-use common::{DETECTION, Download, Outcome, Requests, SOON, Service, slowest};
+use common::{DETECTION, Download, Outcome, Requests, SOON, Service, slowest, thread};
 use lb_ebpf::{counter::Reason, real::RealEntry};
 use lbd::model::{Health, Stats};
-use nix::sys::signal::Signal;
+use nix::sys::{
+    ptrace,
+    signal::Signal,
+    wait::{WaitPidFlag, waitpid},
+};
 use std::{fs, time::Instant};
 use tests::lab::{Error, binary, run, wait_for};
 
@@ -53,6 +57,25 @@ fn lbd_stopped_or_killed_leaves_traffic_flowing_and_the_next_one_takes_over() {
     }
     clients.into_iter().for_each(Requests::finish_without_failure);
     assert_eq!(dropped(&service), 0);
+}
+
+#[test]
+fn reload_that_the_data_plane_has_not_taken_yet_is_not_lost_with_the_end() {
+    let mut service = Service::with("last-word", 2, 2, &["--leave-attached"]);
+    // Stops this one thread; should the test fail, it goes on when ours ends.
+    let data_plane = thread(service.lbd.pid(), "data-plane");
+    ptrace::attach(data_plane).unwrap();
+    waitpid(data_plane, Some(WaitPidFlag::__WALL)).unwrap();
+    service.configure(&[(1, 100), (2, 0)]);
+    service.lbctl(&["reload"]).unwrap();
+    service.lbd.signal(Signal::SIGTERM).unwrap();
+    let ends = || Ok(fs::read_to_string(service.lab.lbd().log).unwrap().contains("stays attached").then_some(()));
+    wait_for("lbd to begin its end", SOON, ends).unwrap();
+    ptrace::detach(data_plane, None).expect("lbd waits for its data plane");
+    assert!(service.lbd.wait(SOON).unwrap().success());
+    assert_eq!(service.requests(40)[1], 0);
+    let log = fs::read_to_string(service.lab.lbd().log).unwrap();
+    assert!(!log.contains(" ERROR "), "{log}");
 }
 
 #[test]

@@ -249,7 +249,7 @@ impl World {
                 }
                 Op::Ring(place, ring) => drop(swapped.insert(place, ring)),
                 Op::Vips(table) => self.data_plane.swap_vips(&table).unwrap(),
-                Op::Vacate(index) => panic!("no VIP is removed: {index}"),
+                Op::Vacate(index) | Op::ClearCount(index) => panic!("no VIP is removed: {index}"),
                 Op::Resolve(reals) => resolve = reals,
                 Op::Sweep(longest_idle_s) => sweep = Some(longest_idle_s),
                 Op::NoIndex(reals) => panic!("no index for {reals:?}"),
@@ -319,6 +319,7 @@ impl World {
             places.map_while(|place| self.rings.get(&place).cloned()).take(lb_ebpf::ring::RING_PARTS).collect()
         };
         let inheritance = Inheritance {
+            attached: true,
             reals: self.reals.iter().filter_map(in_use).collect(),
             hash_key: self.key,
             rings: vips.values().map(|&index| (index, parts(index))).collect(),

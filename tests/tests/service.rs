@@ -137,7 +137,7 @@ fn lbd_without_one_of_its_capabilities_says_which_and_what_for() {
 }
 
 /// What the service manager waits for `WATCHDOG=1`.
-const PATIENCE: Duration = Duration::from_millis(800);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What lbd tells the service manager, as it comes.
 struct Manager {
@@ -167,10 +167,10 @@ impl Manager {
         messages
     }
 
-    /// Several pulses come, each before the patience for it is at its end.
+    /// Pulses come, each before the patience for it is at its end.
     fn keeps_the_watchdog_quiet(&self, when: &str) {
         self.until("WATCHDOG=1");
-        for _ in 0..4 {
+        for _ in 0..2 {
             let began = Instant::now();
             self.until("WATCHDOG=1");
             assert!(began.elapsed() < PATIENCE, "{when}: {:?}", began.elapsed());
@@ -230,7 +230,7 @@ fn service_manager_is_told_what_is_so_and_nothing_while_checks_or_the_daemon_sta
     service.lbd.signal(Signal::SIGHUP).unwrap();
     let refused = manager.until("READY=1");
     assert_eq!(count(&refused, "RELOADING=1"), 1, "{refused:?}");
-    let status = manager.until("STATUS=running").pop().unwrap();
+    let status = refused.last().unwrap();
     assert!(status.contains("last reload refused: "), "{status}");
 
     manager.keeps_the_watchdog_quiet("running");
@@ -242,14 +242,14 @@ fn service_manager_is_told_what_is_so_and_nothing_while_checks_or_the_daemon_sta
     wait_for("the prober to be stalled", SOON, stalled).unwrap();
     // What was said before it was.
     manager.during(Duration::from_millis(200));
-    let said = manager.during(2 * PATIENCE);
+    let said = manager.during(PATIENCE);
     assert!(count(&said, "WATCHDOG=1") == 0 && count(&said, "STATUS=") <= 1, "{said:?}");
     ptrace::detach(prober, None).unwrap();
     manager.keeps_the_watchdog_quiet("goes on");
 
     service.lbd.signal(Signal::SIGSTOP).unwrap();
     manager.during(Duration::from_millis(200));
-    assert_eq!(manager.during(2 * PATIENCE), [""; 0]);
+    assert_eq!(manager.during(PATIENCE), [""; 0]);
     service.lbd.signal(Signal::SIGCONT).unwrap();
     manager.keeps_the_watchdog_quiet("continued");
 
@@ -281,6 +281,26 @@ fn unit_is_what_systemd_takes_and_hardened() {
     let said = String::from_utf8_lossy(&security.stdout);
     println!("{}", said.lines().rfind(|line| !line.is_empty()).unwrap_or_default());
     assert!(security.status.success(), "{said}");
+}
+
+#[test]
+fn real_that_is_kept_although_it_is_down_is_not_shown_as_up_by_the_next_daemon() {
+    let mut service = Service::with("kept", 1, 1, &["--leave-attached"]);
+    service.lab.real(1).unwrap().nginx().quit().unwrap();
+    let since = service.wait_for_state(1, Health::Down).since;
+    service.end(Signal::SIGKILL);
+    let config = fs::read_to_string(service.lab.lbd().config).unwrap();
+    service.lbd = service.lab.start_lbd(&config, &["--leave-attached"]).unwrap();
+    // Not checked by this daemon yet, and then.
+    for _ in 0..2 {
+        let row = service.row(1);
+        assert_eq!((row.state, row.since), (Health::Down, since), "{row:?}");
+        assert!(row.share > 0.99, "{row:?}");
+        assert_eq!(service.status().vips[0].reals_up, 0);
+        service.wait_until_attached();
+    }
+    service.lab.real(1).unwrap().nginx().start().unwrap();
+    service.wait_for_state(1, Health::Up);
 }
 
 #[test]

@@ -64,6 +64,8 @@ pub enum RouteState {
     Refused,
     /// It cannot serve.
     Withdrawn,
+    /// It should be gone, and the kernel refuses to delete it.
+    Stays,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,17 +132,24 @@ impl Plan {
         self.routes.contains(&address) != (ours && added)
     }
 
-    /// How it stands with an address; `None`: it is not one that may be announced.
+    /// How it stands with an address; `None`: it is not one that may be announced, and has no route.
     #[must_use]
     pub fn state(&self, address: IpAddr, now: Instant) -> Option<RouteState> {
         let there = self.routes.contains(&address);
-        Some(match *self.stages.get(&address)? {
+        let Some(stage) = self.stages.get(&address) else { return there.then_some(RouteState::Stays) };
+        Some(match *stage {
             Stage::In | Stage::Kept if there => RouteState::Announced,
+            _ if there => RouteState::Stays,
             Stage::In => RouteState::Refused,
             Stage::Waiting { until, .. } if until > now => RouteState::Held(until),
             Stage::Waiting { .. } | Stage::Kept => RouteState::Pending,
             Stage::Out | Stage::Down => RouteState::Withdrawn,
         })
+    }
+
+    /// The routes of ours in the kernel, as far as is known.
+    pub fn routes(&self) -> impl Iterator<Item = IpAddr> {
+        self.routes.iter().copied()
     }
 
     fn wish(&mut self, wishes: &BTreeMap<IpAddr, Wish>, now: Instant) -> Option<Step> {

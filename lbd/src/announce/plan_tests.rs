@@ -80,6 +80,21 @@ fn refused_step_is_tried_again_after_a_while() {
     assert_eq!(plan.apply(Event::Tick, now + RETRY), [Step::Add(address(1))]);
 }
 
+#[test]
+fn route_that_the_kernel_does_not_delete_is_not_withdrawn() {
+    for wished in [&[(1, Wish::Withdraw)][..], &[]] {
+        let (mut plan, now) = (left(&[1]), Instant::now());
+        plan.apply(wishes(&[(1, Wish::Keep)]), now);
+        assert_eq!(plan.apply(wishes(wished), now), [Step::Delete(address(1))]);
+        assert_eq!(plan.apply(Event::Refused(address(1)), now), []);
+        assert_eq!(plan.state(address(1), now), Some(RouteState::Stays));
+        assert_eq!(plan.routes().collect::<Vec<_>>(), [address(1)]);
+        assert_eq!(plan.apply(Event::Tick, now + RETRY), [Step::Delete(address(1))]);
+        assert!(plan.state(address(1), now).is_none_or(|state| state == RouteState::Withdrawn));
+        assert_eq!(plan.routes().next(), None);
+    }
+}
+
 /// What a run is made of; times in tenths of a second.
 #[derive(Clone, Debug)]
 enum Act {

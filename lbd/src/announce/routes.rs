@@ -10,9 +10,12 @@ use rtnetlink::{
     Handle, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
-        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType},
+        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
     },
 };
+
+/// An address may have several routes of ours, which others have added: of another type, or metric.
+const TRIES: usize = 16;
 
 /// Why the kernel's routes are not as they should be.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +33,25 @@ pub enum RouteError {
     /// There is no netlink socket.
     #[error("open netlink for the announced routes: {0}")]
     Open(#[source] std::io::Error),
+    /// Routes of ours for this address come as fast as they are deleted.
+    #[error("the route to {address} in table {table} is still there after {TRIES} deletions: something adds it again")]
+    Undying {
+        /// The address.
+        address: IpAddr,
+        /// The table.
+        table: u32,
+    },
+    /// Another process announces with this table and protocol.
+    #[error(
+        "an lbd that runs in this network namespace has protocol {protocol} in table {table}: stop it first, or choose \
+         another `protocol` or `table` in [announce]"
+    )]
+    Claimed {
+        /// The table.
+        table: u32,
+        /// The protocol.
+        protocol: u8,
+    },
     /// The kernel refused.
     #[error("cannot {operation} table {table}: {source}")]
     Netlink {
@@ -93,22 +115,32 @@ impl Routes {
     pub async fn add(&self, address: IpAddr) -> Result<(), RouteError> {
         match self.handle.route().add(self.route(address)).execute().await {
             Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EEXIST => {
-                Err(RouteError::Foreign { address, table: self.table })
+                // Somebody else may have added it with our protocol number.
+                let is_ours = self.list().await?.contains(&address);
+                if is_ours { Ok(()) } else { Err(RouteError::Foreign { address, table: self.table }) }
             }
             added => added.map_err(|source| self.failed(format!("add a route to {address} to"), source)),
         }
     }
 
-    /// Deletes a route of ours; one that is not there is as good as deleted.
+    /// Deletes the routes of ours for an address, of any type and metric: when this returns the kernel has said that there is
+    /// none any more.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel refuses; or [`RouteError::Undying`].
     pub async fn delete(&self, address: IpAddr) -> Result<(), RouteError> {
-        // The kernel deletes only what has the message's protocol.
-        match self.handle.route().del(self.route(address)).execute().await {
-            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ESRCH => Ok(()),
-            deleted => deleted.map_err(|source| self.failed(format!("delete the route to {address} of"), source)),
+        // The kernel deletes one that has the message's protocol; these two stand for any (net/ipv4/fib_trie.c).
+        let mut route = self.route(address);
+        (route.header.kind, route.header.scope) = (RouteType::Unspec, RouteScope::NoWhere);
+        for _ in 0..TRIES {
+            match self.handle.route().del(route.clone()).execute().await {
+                Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ESRCH => return Ok(()),
+                deleted => {
+                    deleted.map_err(|source| self.failed(format!("delete the route to {address} of"), source))?;
+                }
+            }
         }
+        Err(RouteError::Undying { address, table: self.table })
     }
 
     fn route(&self, address: IpAddr) -> RouteMessage {
@@ -147,8 +179,11 @@ pub(super) fn table_of(route: &RouteMessage) -> u32 {
     route.attributes.iter().find_map(large).unwrap_or_else(|| route.header.table.into())
 }
 
-/// The address of a host route.
+/// The address of a host route; not of one for a type of service, which routing daemons do not read either.
 pub(super) fn host(route: &RouteMessage) -> Option<IpAddr> {
+    if route.header.tos != 0 {
+        return None;
+    }
     route.attributes.iter().find_map(|attribute| match (attribute, route.header.destination_prefix_length) {
         (RouteAttribute::Destination(RouteAddress::Inet(address)), 32) => Some(IpAddr::V4(*address)),
         (RouteAttribute::Destination(RouteAddress::Inet6(address)), 128) => Some(IpAddr::V6(*address)),

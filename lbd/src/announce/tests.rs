@@ -4,7 +4,8 @@ use std::{net::IpAddr, process::Command, time::Duration};
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::{Change, RouteError, Routes, watch};
+use super::{Change, Claim, RouteError, Routes, watch, withdraw};
+use crate::config::Announce;
 
 const PROTOCOL: u8 = 201;
 
@@ -68,6 +69,55 @@ fn routes_of_others_are_neither_listed_nor_replaced_nor_deleted() {
             routes.delete(address).await.unwrap();
         }
         assert_eq!(ip("-4 route show table 199").lines().count() + ip("-6 route show table 199").lines().count(), 3);
+    });
+}
+
+#[test]
+fn delete_leaves_none_of_ours_whatever_its_type_and_metric() {
+    in_namespace(async || {
+        for address in addresses() {
+            ip(&format!("route add unreachable {address} table 199 proto {PROTOCOL}"));
+            ip(&format!("route add blackhole {address} table 199 proto {PROTOCOL} metric 7"));
+            ip(&format!("route add blackhole {address} table 199 proto static metric 9"));
+        }
+        let routes = Routes::open(199, PROTOCOL).unwrap();
+        for address in addresses() {
+            routes.add(address).await.unwrap();
+            routes.delete(address).await.unwrap();
+        }
+        assert_eq!(routes.list().await.unwrap(), [].into());
+        for family in ["-4", "-6"] {
+            let left = ip(&format!("{family} route show table 199"));
+            assert!(left.lines().count() == 1 && left.contains("proto static"), "{left}");
+        }
+    });
+}
+
+#[test]
+fn table_and_protocol_are_one_process_s_in_a_namespace() {
+    in_namespace(async || {
+        let claim = Claim::of(199, PROTOCOL).unwrap();
+        assert!(matches!(Claim::of(199, PROTOCOL), Err(RouteError::Claimed { table: 199, protocol: PROTOCOL })));
+        Claim::of(200, PROTOCOL).unwrap();
+        Claim::of(199, PROTOCOL + 1).unwrap();
+        drop(claim);
+        Claim::of(199, PROTOCOL).unwrap();
+    });
+}
+
+#[test]
+fn withdrawal_deletes_all_of_ours_and_none_while_somebody_announces() {
+    in_namespace(async || {
+        let announce = Announce::with(199, PROTOCOL).unwrap();
+        for address in addresses() {
+            ip(&format!("route add unreachable {address} table 199 proto {PROTOCOL}"));
+        }
+        let claim = Claim::of(199, PROTOCOL).unwrap();
+        assert!(matches!(withdraw(announce).await, Err(RouteError::Claimed { .. })));
+        drop(claim);
+        let withdrawn = withdraw(announce).await.unwrap();
+        assert_eq!((withdrawn.gone, withdrawn.left.len()), (addresses().to_vec(), 0));
+        assert!(Routes::open(199, PROTOCOL).unwrap().list().await.unwrap().is_empty());
     });
 }
 

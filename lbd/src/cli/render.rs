@@ -156,7 +156,7 @@ fn route(row: &VipRow, style: Style) -> Cell {
     Cell::new(format!("{}{}", route.name(), held.unwrap_or_default())).fg(match route {
         Route::Announced => Color::Green,
         Route::Pending | Route::Held => Color::Yellow,
-        Route::Refused | Route::Withdrawn => Color::Red,
+        Route::Refused | Route::Withdrawn | Route::Stays => Color::Red,
     })
 }
 

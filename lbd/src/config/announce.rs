@@ -11,7 +11,9 @@ use hc_prober::config::{
 use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 use toml::Spanned;
 
-const SECONDS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_mins(10);
+const HOLD_DOWN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_mins(10);
+/// systemd kills who does not end within 90 seconds, unless it is told otherwise.
+const LINGER: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_mins(1);
 /// Below are the kernel's own and those of addresses and `ip route`: `RTPROT_STATIC` is 4.
 const PROTOCOLS: RangeInclusive<u8> = 5..=u8::MAX;
 /// Consulted by rules that every kernel has: `default`, `main`, `local`.
@@ -33,6 +35,14 @@ impl Default for Announce {
 }
 
 impl Announce {
+    /// With this table and protocol number, and all else as it is by default; `None` if a configuration may not have them:
+    /// the table is one that the kernel's rules consult, or the number one that the kernel or `ip route` uses.
+    #[must_use]
+    pub fn with(table: u32, protocol: u8) -> Option<Self> {
+        let fit = table != 0 && !CONSULTED.contains(&table) && PROTOCOLS.contains(&protocol);
+        fit.then(|| Self { table, protocol, ..Self::default() })
+    }
+
     /// The routing table that the routes are in: none that a rule consults.
     #[must_use]
     pub fn table(self) -> u32 {
@@ -51,7 +61,7 @@ impl Announce {
         self.hold_down
     }
 
-    /// So long packets still find the data plane after the routes are withdrawn, when the daemon ends; up to 10 minutes.
+    /// So long packets still find the data plane after the routes are withdrawn, when the daemon ends; up to a minute.
     #[must_use]
     pub fn linger(self) -> Duration {
         self.linger
@@ -101,8 +111,8 @@ impl Section {
         let table = optional(self.table.as_ref(), |table| number(mistakes, table));
         let protocol =
             optional(self.protocol.as_ref(), |number| mistakes.integer("protocol", number, PROTOCOLS.clone()));
-        let hold_down = optional(self.hold_down.as_ref(), |span| mistakes.duration("hold_down", span, &SECONDS));
-        let linger = optional(self.linger.as_ref(), |span| mistakes.duration("linger", span, &SECONDS));
+        let hold_down = optional(self.hold_down.as_ref(), |span| mistakes.duration("hold_down", span, &HOLD_DOWN));
+        let linger = optional(self.linger.as_ref(), |span| mistakes.duration("linger", span, &LINGER));
         Some(Announce {
             table: table?.unwrap_or(base.table),
             protocol: protocol?.unwrap_or(base.protocol),
@@ -197,12 +207,21 @@ mod tests {
     }
 
     #[test]
+    fn table_and_protocol_alone_are_those_that_a_configuration_may_have() {
+        assert_eq!(Announce::with(199, 199), Some(Announce::default()));
+        for (table, protocol) in [(0, 199), (254, 199), (199, 4)] {
+            assert_eq!(Announce::with(table, protocol), None);
+        }
+    }
+
+    #[test]
     fn parse_announce_that_cannot_be_is_refused_with_what_is_allowed() {
         for (announce, vip, said) in [
             ("table = 254", "", "4:9: `table` 254 is one that the kernel's rules consult"),
             ("table = 0", "", "4:9: `table` 0 is out of range: allowed is 1..=4294967295"),
             ("protocol = 4", "", "4:12: `protocol` 4 is out of range: allowed is 5..=255"),
             ("hold_down = \"11m\"", "", "4:13: `hold_down` \"11m\" is out of range: allowed is 0s to 10m"),
+            ("linger = \"61s\"", "", "4:10: `linger` \"61s\" is out of range: allowed is 0s to 1m"),
             ("tabel = 1", "", "4:1: unknown field `tabel`"),
             ("", "announce = [\"ospf\"]", "12:13: `announce` \"ospf\" is not known: allowed is \"route\" or \"arp\""),
             (

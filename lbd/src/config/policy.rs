@@ -120,12 +120,34 @@ impl Settings<'_> {
         let longest = optional(self.hold_down_max, |span| mistakes.duration("hold_down_max", span, &HOLD_DOWN_MAX));
         let limit = optional(self.flap_limit, |number| mistakes.integer("flap_limit", number, 0..=flap::MOST));
         let window = optional(self.flap_window, |span| mistakes.duration("flap_window", span, &FLAP_WINDOW));
-        Some(flap::Policy {
+        let policy = flap::Policy {
             hold: hold?.unwrap_or(base.hold),
             longest: longest?.unwrap_or(base.longest),
             limit: limit?.unwrap_or(base.limit),
             window: window?.unwrap_or(base.window),
-        })
+        };
+        self.ordered(mistakes, policy)
+    }
+
+    /// The first hold may not cost more than the most. What is not written here is of `base`, where it was checked.
+    fn ordered(self, mistakes: &mut Mistakes, policy: flap::Policy) -> Option<flap::Policy> {
+        if policy.hold <= policy.longest {
+            return Some(policy);
+        }
+        let [zero, hold, longest, most] =
+            [*HOLD_DOWN.start(), policy.hold, policy.longest, *HOLD_DOWN_MAX.end()].map(humantime::format_duration);
+        let (span, message) = match (self.hold_down, self.hold_down_max) {
+            (Some(written), _) => {
+                let allowed = format!("allowed is {zero} to {longest}, which is `hold_down_max`");
+                (written.span(), format!("`hold_down` {:?} is out of range: {allowed}", written.get_ref().0))
+            }
+            (None, Some(written)) => {
+                let allowed = format!("allowed is {hold}, which is `hold_down`, to {most}");
+                (written.span(), format!("`hold_down_max` {:?} is out of range: {allowed}", written.get_ref().0))
+            }
+            (None, None) => return Some(policy),
+        };
+        mistakes.add(span, message)
     }
 }
 
@@ -141,7 +163,8 @@ fn min_healthy(mistakes: &mut Mistakes, amount: &Spanned<Amount>) -> Option<MinH
     };
     let message = || {
         format!(
-            "`min_healthy` {written} is not known: allowed is a number of reals from 1, or \"1%\" to \"100%\" of them"
+            "`min_healthy` {written} is not known: allowed is a number of reals, 1 to {}, or \"1%\" to \"100%\" of them",
+            u16::MAX
         )
     };
     known.or_else(|| mistakes.add(amount.span(), message()))

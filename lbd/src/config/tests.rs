@@ -272,6 +272,37 @@ fn vip_that_checks_take_no_real_out_of_is_warned_of() {
 }
 
 #[test]
+fn vip_that_can_never_serve_or_a_policy_that_does_nothing_is_warned_of() {
+    let cautions = |settings: &str, weights: &[u16]| -> Vec<String> {
+        let mut reals = String::new();
+        for (weight, last) in weights.iter().zip(11..) {
+            writeln!(reals, "[[vip.real]]\naddress = \"198.18.222.{last}\"\nweight = {weight}").unwrap();
+        }
+        let text = format!(
+            "[node]\ninterface = \"eth0\"\n[[vip]]\naddress = \"198.19.10.1\"\nprotocol = \"tcp\"\nport = 80\n\
+             all_down = \"withdraw\"\ncheck.kind = \"tcp\"\n{settings}\n{reals}"
+        );
+        Config::parse("lbd.toml", &text).unwrap().cautions().map(|caution| caution.to_string()).collect()
+    };
+    let never = cautions("min_healthy = 2", &[100, 0, 0]);
+    assert!(matches!(&never[..], [one] if one.starts_with("VIP 198.19.10.1:80/tcp can never serve: ")), "{never:?}");
+    assert_eq!(cautions("", &[0]).len(), 1, "nobody gets traffic");
+    assert_eq!(cautions("min_healthy = 2", &[100, 1, 0]), [""; 0]);
+
+    let policies = "hold_down = \"30s\"\nslow_start = \"30s\"";
+    let dead = cautions(&format!("min_healthy = 3\n{policies}"), &[100, 100, 100]);
+    let of = |key| format!("`{key}` of VIP 198.19.10.1:80/tcp does nothing: ");
+    assert!(
+        matches!(&dead[..], [a, b] if a.starts_with(&of("hold_down")) && b.starts_with(&of("slow_start"))),
+        "{dead:?}"
+    );
+    assert_eq!(cautions("slow_start = \"30s\"", &[100, 0]).len(), 1, "one without weight is no other");
+    for weights in [&[100, 100][..], &[300, 100], &[100]] {
+        assert_eq!(cautions(policies, weights), [""; 0], "{weights:?}");
+    }
+}
+
+#[test]
 fn parse_order_of_vips_reals_and_interfaces_means_nothing() {
     let vip = |address: &str, reals: [&str; 2]| {
         let reals = reals.map(|real| format!("[[vip.real]]\naddress = \"{real}\"\n")).concat();
@@ -501,12 +532,12 @@ lbd.toml:8:12: `all_down` "panic" is not known: allowed is "keep" or "withdraw"
   |            ^^^^^^^
 "#;
     parse_min_healthy_of_none_says_what_is_allowed: "fall     = 2" => "min_healthy = 0", r#"
-lbd.toml:8:15: `min_healthy` 0 is not known: allowed is a number of reals from 1, or "1%" to "100%" of them
+lbd.toml:8:15: `min_healthy` 0 is not known: allowed is a number of reals, 1 to 65535, or "1%" to "100%" of them
 8 | min_healthy = 0
   |               ^
 "#;
     parse_min_healthy_in_words_says_what_is_allowed: "port     = 80" => "port     = 80\nmin_healthy = \"half\"", r#"
-lbd.toml:14:15: `min_healthy` "half" is not known: allowed is a number of reals from 1, or "1%" to "100%" of them
+lbd.toml:14:15: `min_healthy` "half" is not known: allowed is a number of reals, 1 to 65535, or "1%" to "100%" of them
 14 | min_healthy = "half"
    |               ^^^^^^
 "#;
@@ -529,6 +560,16 @@ lbd.toml:11:12: `min_healthy` 3 is more than VIP 198.19.10.1 has reals, which is
 lbd.toml:8:13: `hold_down` "2h" is out of range: allowed is 0s to 1h
 8 | hold_down = "2h"
   |             ^^^^
+"#;
+    parse_hold_down_beyond_that_of_all_says_the_range: "port     = 80" => "port     = 80\nhold_down = \"20m\"", r#"
+lbd.toml:14:13: `hold_down` "20m" is out of range: allowed is 0s to 10m, which is `hold_down_max`
+14 | hold_down = "20m"
+   |             ^^^^^
+"#;
+    parse_hold_down_max_below_hold_down_of_all_says_the_range: "fall     = 2\n\n[[vip]]" => "hold_down = \"30s\"\n\n[[vip]]\nhold_down_max = \"5s\"", r#"
+lbd.toml:11:17: `hold_down_max` "5s" is out of range: allowed is 30s, which is `hold_down`, to 1day
+11 | hold_down_max = "5s"
+   |                 ^^^^
 "#;
     parse_flap_limit_out_of_range_says_the_range: "port     = 80" => "port     = 80\nflap_limit = 101", r"
 lbd.toml:14:14: `flap_limit` 101 is out of range: allowed is 0..=100

@@ -3,8 +3,9 @@
 use super::{Daemon, Error, io};
 use crate::{
     admin::check_reason,
-    announce::{self, Change, Event, Plan, RouteState, Routes, Step, Wish},
+    announce::{self, Change, Claim, Event, Plan, RouteState, Routes, Step, Wish},
     config::Announce,
+    data_plane::Attached,
     model::{NodeOrder, NodeRow, NodeState, Route, VipRow},
     reconcile::Inheritance,
     service::Service,
@@ -39,14 +40,19 @@ pub(super) enum Word {
 pub(super) struct Announcer {
     plan: Plan,
     routes: Routes,
+    _claim: Claim,
     linger: Duration,
     pub(super) words: mpsc::Sender<Word>,
     /// Addresses that packets met already when this daemon began.
     inherited: BTreeSet<IpAddr>,
     /// What was wished last; nothing yet.
     wishes: Option<BTreeMap<IpAddr, Wish>>,
-    /// The kernel's routes are to be listed again: the last time it refused.
+    /// The kernel's routes are to be listed again.
     unlisted: bool,
+    /// The last time it refused.
+    unknown: bool,
+    /// The daemon ends: nothing is announced any more.
+    ending: bool,
     /// Refused lately, so that each is told once.
     refused: BTreeSet<IpAddr>,
 }
@@ -58,6 +64,7 @@ impl Announcer {
         inheritance: &Inheritance,
     ) -> Result<(Self, mpsc::Receiver<Word>), Error> {
         let (words, heard) = mpsc::channel(64);
+        let claim = Claim::of(announce.table(), announce.protocol())?;
         // Watched before it is listed, so that nothing goes by in between.
         let mut changes =
             announce::watch(announce.table(), announce.protocol()).map_err(io("watch the announced routes"))?;
@@ -74,17 +81,27 @@ impl Announcer {
         if !left.is_empty() {
             tracing::info!(routes = ?left, table = announce.table(), "announced already");
         }
+        // Where no packet meets it, nothing was left.
+        let met = inheritance.vips.keys().filter(|_| inheritance.attached);
         let announcer = Self {
             plan: Plan::new(announce.hold_down(), left),
             routes,
+            _claim: claim,
             linger: announce.linger(),
             words,
-            inherited: inheritance.vips.keys().map(|vip| vip.address).collect(),
+            inherited: met.map(|vip| vip.address).collect(),
             wishes: None,
             unlisted: false,
+            unknown: false,
+            ending: false,
             refused: BTreeSet::new(),
         };
         Ok((announcer, heard))
+    }
+
+    /// How long packets are still forwarded after all is withdrawn.
+    pub(super) fn linger(&self) -> Duration {
+        self.linger
     }
 
     pub(super) fn configure(&mut self, announce: Announce) {
@@ -108,12 +125,12 @@ impl Daemon {
     /// operator's word, so that there is no hold-down after it.
     fn wishes(&self) -> BTreeMap<IpAddr, Wish> {
         let mut wishes = BTreeMap::new();
-        if self.node.state == NodeState::Standby {
+        if self.node.state == NodeState::Standby || self.announcer.ending {
             return wishes;
         }
         for service in self.core.services().filter(|service| service.config.announce_by().route) {
             let address = service.config.key().address;
-            let wish = match (self.attached.is_empty(), service.can_serve()) {
+            let wish = match (self.attached.is_empty(), self.core.can_serve(service)) {
                 // Until then packets meet what an earlier daemon left, or nothing.
                 (true, _) if self.announcer.inherited.contains(&address) => Wish::Keep,
                 (true, _) | (false, false) => Wish::Withdraw,
@@ -130,28 +147,54 @@ impl Daemon {
             Word::Unsettled(ticket) => self.settle(ticket),
             Word::Unanswered => self.answer_anew(),
             Word::Changed(Change::Route { address, ours, added }) => {
-                if self.announcer.plan.is_news(address, ours, added) {
-                    self.list_routes().await;
-                }
+                // Listed at the next tick: somebody who goes on changing them must not keep the daemon busy.
+                self.announcer.unlisted |= self.announcer.plan.is_news(address, ours, added);
             }
-            Word::Changed(Change::Lost) => self.list_routes().await,
+            Word::Changed(Change::Lost) => self.announcer.unlisted = true,
             Word::Blind => return Err(Error::Ended("watching the announced routes")),
         }
         Ok(())
     }
 
-    /// Kept first, then done: when this returns, a node on standby announces nothing.
+    /// When this returns without an error, it is kept, and a node on standby announces nothing. Standby is carried out even if it
+    /// cannot be kept.
     pub(super) async fn order_node(&mut self, NodeOrder { state, reason }: NodeOrder) -> Result<NodeRow, String> {
         reason.as_deref().map_or(Ok(()), check_reason)?;
         let before = Some(&self.node).filter(|before| before.state == state);
         let since = before.and_then(|before| before.since).or_else(|| Some(Timestamp::now()));
         let reason = reason.or_else(|| before.and_then(|before| before.reason.clone()));
         let node = NodeRow { state, reason, since };
-        crate::node::save(&self.options.state_dir, &node).map_err(|error| format!("not kept, so not done: {error}"))?;
+        let kept = crate::node::save(&self.options.state_dir, &node);
+        if let (NodeState::Active, Err(error)) = (state, &kept) {
+            return Err(format!("not kept, so not done: {error}"));
+        }
         tracing::info!(after = state.name(), reason = node.reason.as_deref().unwrap_or_default(), "node");
         self.node = node;
         self.announce().await;
-        Ok(self.node.clone())
+        let gone = if state == NodeState::Standby { self.all_gone().await } else { Ok(()) };
+        let kept = kept.map_err(|error| format!("on standby, but not kept, so not after a restart of lbd: {error}"));
+        match (kept, gone) {
+            (Ok(()), Ok(())) => Ok(self.node.clone()),
+            (Err(unkept), Err(left)) => Err(format!("{unkept}; {left}")),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        }
+    }
+
+    /// Asks the kernel whether a route of ours is left.
+    pub(super) async fn all_gone(&mut self) -> Result<(), String> {
+        for again in [true, false] {
+            let listed = self.announcer.routes.list().await;
+            let left = listed.map_err(|error| format!("whether a route is left is not known: {error}"))?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            if !again {
+                return Err(format!("these routes are still there, the log says why: {left:?}"));
+            }
+            // Somebody else may have added it.
+            self.announcing(Event::Listed(left)).await;
+        }
+        Ok(())
     }
 
     /// What is held until now, and what was refused before.
@@ -165,7 +208,8 @@ impl Daemon {
 
     async fn list_routes(&mut self) {
         let listed = self.announcer.routes.list().await;
-        let before = std::mem::replace(&mut self.announcer.unlisted, listed.is_err());
+        let before = std::mem::replace(&mut self.announcer.unknown, listed.is_err());
+        self.announcer.unlisted = listed.is_err();
         match listed {
             Ok(routes) => self.announcing(Event::Listed(routes)).await,
             Err(error) if !before => tracing::error!(%error, "it is not known what is announced; looking again"),
@@ -225,20 +269,54 @@ impl Daemon {
         });
     }
 
-    /// At a real end: the routes first, and the data plane when the routers have heard of it.
-    pub(super) async fn withdraw_all(&mut self) {
-        let wishes = self.announcer.wishes.take();
-        let any =
-            wishes.iter().flat_map(BTreeMap::keys).any(|&address| self.route(address) == Some(RouteState::Announced));
-        self.announcing(Event::Wishes(BTreeMap::new())).await;
-        if any {
-            tracing::info!(linger = ?self.announcer.linger, "withdrawn; packets are still forwarded");
-            tokio::time::sleep(self.announcer.linger).await;
+    /// A real end begins: the routes first, and the data plane when the routers have heard of it, which is so after this time.
+    pub(super) async fn withdraw_all(&mut self) -> Duration {
+        let any = self.announcer.plan.routes().next().is_some();
+        self.announcer.ending = true;
+        self.announce().await;
+        if !any {
+            return Duration::ZERO;
+        }
+        tracing::info!(linger = ?self.announcer.linger, "withdrawn; packets are still forwarded");
+        self.announcer.linger
+    }
+
+    /// No packet is to be sent to where none is forwarded.
+    pub(super) async fn withdraw_unless_attached(&mut self) {
+        match self.worker.is_attached().await {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "it is not known whether packets meet a program"),
+        }
+        tracing::error!("XDP is attached to no device: nothing is announced");
+        self.withdraw_all().await;
+        if let Err(left) = self.all_gone().await {
+            tracing::error!("{left}");
         }
     }
 
-    fn route(&self, address: IpAddr) -> Option<RouteState> {
-        self.announcer.plan.state(address, Instant::now())
+    /// Looks whether the devices of the program are there still, when the kernel has told of a change.
+    ///
+    /// # Errors
+    /// None is: the next lbd attaches to their successors.
+    pub(super) async fn look_at_links(&mut self) -> Result<(), Error> {
+        let is_gone = |attached: &Attached| !attached.is_there();
+        if !self.attached.iter().any(is_gone) {
+            return Ok(());
+        }
+        if self.attached.iter().all(is_gone) {
+            // One that was renamed has its program still.
+            if matches!(self.worker.is_attached().await, Ok(true)) {
+                return Ok(());
+            }
+            self.attached.clear();
+            self.withdraw_unless_attached().await;
+            return Err(Error::Ended("every device that XDP was attached to"));
+        }
+        for gone in self.attached.extract_if(.., |attached| is_gone(attached)) {
+            tracing::error!(interface = gone.interface, "the device that XDP was attached to is gone");
+        }
+        Ok(())
     }
 
     /// What `lbctl vip list` says of the route of a VIP.
@@ -260,6 +338,7 @@ impl Daemon {
             RouteState::Held(_) => Route::Held,
             RouteState::Refused => Route::Refused,
             RouteState::Withdrawn => Route::Withdrawn,
+            RouteState::Stays => Route::Stays,
         });
         VipRow { route, route_held_until: until, ..row }
     }

@@ -23,6 +23,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Answerer {
     /// As it was told last. A new program answers for nobody.
     told: BTreeSet<IpAddr>,
+    /// Those that the links were to be told of when that was begun last.
+    untold: BTreeSet<IpAddr>,
     /// It did not take that.
     refused: bool,
     /// Tells the links of them.
@@ -40,7 +42,7 @@ impl Daemon {
     /// the active one: two that answer for one address would take packets from each other.
     pub(super) fn answer_questions(&mut self) {
         let active = self.node.state == NodeState::Active && self.node.since.is_some() && !self.attached.is_empty();
-        let services = self.core.services().filter(|s| active && s.config.announce_by().arp && s.can_serve());
+        let services = self.core.services().filter(|s| active && s.config.announce_by().arp && self.core.can_serve(s));
         let addresses: BTreeSet<IpAddr> = services.map(|service| service.config.key().address).collect();
         if addresses != self.answerer.told || self.answerer.refused {
             self.answer_for(addresses);
@@ -55,7 +57,8 @@ impl Daemon {
 
     fn answer_for(&mut self, addresses: BTreeSet<IpAddr>) {
         // Who is silent from now on must not be heard any more.
-        self.answerer.telling.take().inspect(AbortHandle::abort);
+        let telling = self.answerer.telling.take().inspect(AbortHandle::abort);
+        let broken_off = self.answerer.refused || telling.is_some_and(|telling| !telling.is_finished());
         let links = links(self.core.config().node().interfaces());
         let links = links.unwrap_or_else(|error| {
             tracing::error!(%error, "nobody is answered: the interfaces' addresses cannot be read");
@@ -66,8 +69,9 @@ impl Daemon {
             .iter()
             .flat_map(|link| addresses.iter().map(|&address| (Asked::new(link.interface, address), answer(link.mac))));
         let taken = self.worker.answer(answers.collect());
-        let is_news = !addresses.is_subset(&self.answerer.told) || self.answerer.refused;
-        (self.answerer.told, self.answerer.refused) = (addresses.clone(), false);
+        let before = if broken_off { std::mem::take(&mut self.answerer.untold) } else { BTreeSet::new() };
+        let untold = untold(&addresses, &self.answerer.told, &before);
+        (self.answerer.told, self.answerer.untold, self.answerer.refused) = (addresses, untold.clone(), false);
         let words = self.announcer.words.clone();
         let telling = tokio::spawn(async move {
             if let Err(error) = taken.await {
@@ -75,12 +79,17 @@ impl Daemon {
                 tokio::time::sleep(RETRY).await;
                 // Closed: the daemon ends.
                 let _ = words.send(Word::Unanswered).await;
-            } else if is_news {
-                tell(&links, &addresses).await;
+            } else {
+                tell(&links, &untold).await;
             }
         });
         self.answerer.telling = Some(telling.abort_handle());
     }
+}
+
+/// The addresses that the links do not know yet: new ones, and those that they were not told of to the end.
+fn untold(addresses: &BTreeSet<IpAddr>, told: &BTreeSet<IpAddr>, before: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    addresses.iter().filter(|address| !told.contains(address) || before.contains(address)).copied().collect()
 }
 
 async fn tell(links: &[Link], addresses: &BTreeSet<IpAddr>) {
@@ -103,4 +112,20 @@ fn links(interfaces: &[String]) -> io::Result<Vec<Link>> {
         .collect();
     let link = |name: &String| Some(Link { interface: if_nametoindex(name.as_str()).ok()?, mac: *macs.get(name)? });
     Ok(interfaces.iter().filter_map(link).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_whose_telling_was_broken_off_is_told_again() {
+        let [one, two, three] = [1, 2, 3].map(|last| IpAddr::from([198, 19, 10, last]));
+        let none = BTreeSet::new();
+        assert_eq!(untold(&[one, two].into(), &none, &none), [one, two].into());
+        // One goes while the other is being told of.
+        assert_eq!(untold(&[two].into(), &[one, two].into(), &[one, two].into()), [two].into());
+        assert_eq!(untold(&[two, three].into(), &[two].into(), &none), [three].into());
+        assert_eq!(untold(&[two].into(), &[one, two].into(), &none), none);
+    }
 }

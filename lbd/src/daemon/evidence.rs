@@ -9,13 +9,13 @@ use crate::{
     config::{self, Config, VipKey},
     history::Entry,
     model::{CheckRow, HistoryQuestion, HistoryRow, RealChoice, RealDetail, RttStats, Severity, TraceQuestion},
-    service::{self, Service},
+    service::{self, Service, Standing},
 };
 use hc_prober::{CheckKey, CheckStatus, State, Transition, driver::wall, trace};
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// So many transitions are told at most, the last ones.
@@ -41,9 +41,28 @@ impl Daemon {
         if let Some(entry) = self.history.record(transition) {
             self.history_file.append(&key, entry);
         }
-        if self.history_file.is_long() {
+    }
+
+    /// Writes the history anew when that is due.
+    pub(super) fn keep_history(&mut self) {
+        if self.history_file.wants_rewrite(Instant::now()) {
             self.history_file.rewrite(&self.history);
         }
+    }
+
+    /// What is said of a real's health: until this daemon has a verdict, of one that takes new flows although it was down
+    /// (`all_down = "keep"`), that it is.
+    pub(super) fn shown(&self, service: &Service, real: IpAddr, standing: &Standing) -> State {
+        let last = |key: CheckKey| Some(self.history.of(&key).last()?.after);
+        let down = |state: &State| matches!(state, State::Down(_));
+        let before = || service.check_keys(real).filter_map(last).find(down);
+        let is_inherited = standing.state == State::Up && !standing.is_heard();
+        if is_inherited { before().unwrap_or(State::Up) } else { standing.state }
+    }
+
+    /// How many reals are up.
+    pub(super) fn reals_up(&self, service: &Service) -> usize {
+        service.configured().filter(|&(real, s)| self.shown(service, real, s) == State::Up).count()
     }
 
     /// Takes note of why a check went down.

@@ -52,10 +52,6 @@ fn share_of(shares: &BTreeMap<RealId, f64>, id: RealId) -> f64 {
     shares.get(&id).copied().unwrap_or(0.0)
 }
 
-fn reals_up(service: &Service) -> u32 {
-    count(service.configured().filter(|(_, s)| s.state == State::Up).count())
-}
-
 impl Daemon {
     pub(super) async fn status(&self) -> impl Future<Output = Result<Status, Error>> + Send + use<> {
         let report = self.worker.report(Vec::new(), Vec::new());
@@ -89,7 +85,7 @@ impl Daemon {
                 state: prober_state(condition),
                 fault,
             },
-            vips: self.core.services().map(summary).collect(),
+            vips: self.core.services().map(|s| self.summary_of(s)).collect(),
             rings: self.core.services().map(|s| self.ring_status(s)).collect(),
         };
         async move {
@@ -97,6 +93,12 @@ impl Daemon {
             status.program = Some(ProgramStatus { id: program.id, verified_insns: program.verified_instructions });
             Ok(status)
         }
+    }
+
+    fn summary_of(&self, service: &Service) -> VipSummary {
+        let VipKey { address, protocol, port } = service.config.key();
+        let (reals_up, reals_total) = (count(self.reals_up(service)), count(service.configured().count()));
+        VipSummary { vip: address, protocol, port, reals_up, reals_total, state: service.state() }
     }
 
     fn interfaces(&self) -> Vec<InterfaceStatus> {
@@ -142,7 +144,7 @@ impl Daemon {
                 vip: address,
                 protocol,
                 port,
-                reals_up: reals_up(service),
+                reals_up: count(self.reals_up(service)),
                 reals_total: count(service.configured().count()),
                 ring_size: count(service.ring.size()),
                 ring_size_wanted: count(service.ring_size_wanted()),
@@ -154,7 +156,7 @@ impl Daemon {
                 reason: reason(service.state(), service.serving(), service.config.min_healthy()),
                 reals_serving: count(service.serving()),
                 min_healthy: count(service.config.min_healthy()),
-                serving: service.can_serve(),
+                serving: self.core.can_serve(service),
                 route: None,
                 route_held_until: None,
                 answers: self.answers(service),
@@ -190,7 +192,8 @@ impl Daemon {
             let standing = standings.get(&real.address);
             let order = self.orders.get(&(service.config.key(), real.address));
             // Of a state that this daemon has not seen yet too.
-            let kept = standing.zip(key.as_ref()).and_then(|(s, key)| self.history.since(key, s.state));
+            let state = standing.map_or(State::Init, |standing| self.shown(service, real.address, standing));
+            let kept = key.as_ref().filter(|_| standing.is_some()).and_then(|key| self.history.since(key, state));
             let flaps = standing.map(|standing| &standing.flaps);
             let held_until = flaps.and_then(Flaps::held_until);
             let span = service.config.policy().slow_start;
@@ -207,7 +210,7 @@ impl Daemon {
                 real: real.address,
                 weight: real.weight,
                 admin: order.map_or(Admin::Enabled, |order| order.state),
-                state: standing.map_or(Health::Init, |s| health(s.state)),
+                state: health(state),
                 reason: reason.to_owned(),
                 since: flaps
                     .and_then(Flaps::since)
@@ -281,12 +284,6 @@ fn stats(vips: &[VipKey], reals: &[IpAddr], tracked: TrackedStats, report: &Repo
             ..tracked
         },
     }
-}
-
-fn summary(service: &Service) -> VipSummary {
-    let VipKey { address, protocol, port } = service.config.key();
-    let (reals_up, reals_total) = (reals_up(service), count(service.configured().count()));
-    VipSummary { vip: address, protocol, port, reals_up, reals_total, state: service.state() }
 }
 
 pub(super) fn health(state: State) -> Health {

@@ -26,6 +26,8 @@ pub struct Attached {
     pub interface: String,
     /// How.
     pub mode: Mode,
+    /// The device's index.
+    pub index: u32,
 }
 
 /// What an attachment has done so far.
@@ -85,7 +87,10 @@ impl DataPlane {
         self.copy_flows()?;
         self.predecessor = None;
         self.links()?.iter().filter(|pin| !pins.contains(pin)).try_for_each(|pin| bpffs::remove(pin))?;
-        Ok(interfaces.iter().map(|interface| Attached { interface: interface.clone(), mode }).collect())
+        interfaces
+            .iter()
+            .map(|interface| Ok(Attached { interface: interface.clone(), mode, index: index_of(interface)? }))
+            .collect()
     }
 
     fn copy_flows(&mut self) -> Result<(), Error> {
@@ -107,8 +112,7 @@ impl DataPlane {
 
     /// Where the link of an interface is pinned: not under its name, for a bpffs refuses dots.
     fn pin_of(&self, interface: &str) -> Result<PathBuf, Error> {
-        let index = nix::net::if_::if_nametoindex(interface).map_err(Error::new("attach XDP to", interface))?;
-        Ok(self.directory.join(format!("{LINK_PREFIX}{index}")))
+        Ok(self.directory.join(format!("{LINK_PREFIX}{}", index_of(interface)?)))
     }
 
     fn create(&mut self, interface: &str, pin: &Path, mode: Mode) -> Result<(), Error> {
@@ -144,10 +148,59 @@ impl DataPlane {
         self.unpin_maps()
     }
 
+    /// Whether packets of any device meet a program of ours, an earlier daemon's included.
+    ///
+    /// # Errors
+    /// A pin or what the kernel says of it cannot be read.
+    pub fn is_attached(&self) -> Result<bool, Error> {
+        for pin in self.links()? {
+            if is_alive(&pin)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The pins of links, an earlier daemon's included.
     fn links(&self) -> Result<Vec<PathBuf>, Error> {
         links_in(&self.directory)
     }
+}
+
+impl Attached {
+    /// Whether the device is there still: a link whose device has gone stays pinned, and another device of that name has
+    /// no program.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        nix::net::if_::if_nametoindex(self.interface.as_str()) == Ok(self.index)
+    }
+}
+
+fn index_of(interface: &str) -> Result<u32, Error> {
+    nix::net::if_::if_nametoindex(interface).map_err(Error::new("attach XDP to", interface))
+}
+
+/// Whether the link pinned here has its device still.
+fn is_alive(pin: &Path) -> Result<bool, Error> {
+    let link = PinnedLink::from_pin(pin).map_err(Error::new("open", pin.display()))?;
+    let link = FdLink::from(link);
+    let id = link.info().map_err(Error::new("ask after", pin.display()))?.id();
+    let alive = || -> std::io::Result<bool> {
+        for entry in std::fs::read_dir("/proc/self/fdinfo")? {
+            // Another thread may have closed it meanwhile.
+            let Ok(info) = std::fs::read_to_string(entry?.path()) else { continue };
+            if field(&info, "link_id:") == Some(id) {
+                return Ok(field(&info, "ifindex:").is_some_and(|index| index != 0));
+            }
+        }
+        Err(std::io::ErrorKind::NotFound.into())
+    };
+    alive().map_err(Error::new("ask after", pin.display()))
+}
+
+/// A number that the kernel says of a descriptor (`bpf_link_show_fdinfo`, `bpf_xdp_link_show_fdinfo`).
+fn field(info: &str, name: &str) -> Option<u32> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
 /// The pins of links in a directory.

@@ -19,6 +19,10 @@ impl DataPlane {
         let entry = |id: u16| self.reals.get(&u32::from(id), 0).ok().filter(|entry| entry.address().is_some());
         let mut inheritance =
             Inheritance { reals: indexes.filter_map(|id| Some((id, entry(id)?))).collect(), ..Inheritance::default() };
+        inheritance.attached = self.is_attached().unwrap_or_else(|error| {
+            tracing::warn!(%error, "it is not known whether packets meet the rings of an earlier lbd");
+            false
+        });
         match self.read_own_maps(&mut inheritance) {
             Ok(()) => tracing::info!(vips = inheritance.vips.len(), "taking over from an earlier lbd"),
             Err(error) if inheritance.reals.is_empty() => tracing::debug!(%error, "nothing to take over"),

@@ -39,7 +39,7 @@ use lb_ebpf::{
 };
 use rings::Rings;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
     ops::{Deref, DerefMut},
@@ -217,12 +217,16 @@ impl Program {
         self.syns.set(u32::from(id), noughts, 0).map_err(Error::new("clear", format!("SYNs of real {id}")))
     }
 
-    /// Clears the ring and the counter of the VIP that had this index: no table names it.
+    /// Clears the rings of the VIPs that had these indexes, which no table names; those that the kernel refused are returned.
+    pub fn vacate(&mut self, indexes: &BTreeSet<u16>) -> BTreeMap<u16, Error> {
+        self.rings.vacate(indexes)
+    }
+
+    /// Clears the counter of the VIP that had this index.
     ///
     /// # Errors
-    /// The kernel refuses a map or an update.
-    pub fn vacate(&mut self, index: u16) -> Result<(), Error> {
-        self.rings.vacate(index)?;
+    /// The kernel refuses the update.
+    pub fn clear_count(&mut self, index: u16) -> Result<(), Error> {
         self.clear_counter(counter::vip_index(index))
     }
 

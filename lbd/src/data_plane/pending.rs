@@ -17,8 +17,10 @@ pub(super) trait Maps {
     fn swap_rings(&mut self, rings: &BTreeMap<u32, Box<Ring>>) -> BTreeMap<u32, Error>;
     /// Swaps the table of VIPs.
     fn swap_vips(&mut self, table: &VipTable) -> Result<(), Error>;
-    /// Clears what the VIP with this index had.
-    fn vacate(&mut self, index: u16) -> Result<(), Error>;
+    /// Clears the rings with these indexes; those that the kernel refuses are returned.
+    fn vacate(&mut self, indexes: &BTreeSet<u16>) -> BTreeMap<u16, Error>;
+    /// Clears the counter of the VIP with this index.
+    fn clear_count(&mut self, index: u16) -> Result<(), Error>;
 }
 
 impl Maps for Program {
@@ -34,8 +36,12 @@ impl Maps for Program {
         Self::swap_vips(self, table)
     }
 
-    fn vacate(&mut self, index: u16) -> Result<(), Error> {
-        Self::vacate(self, index)
+    fn vacate(&mut self, indexes: &BTreeSet<u16>) -> BTreeMap<u16, Error> {
+        Self::vacate(self, indexes)
+    }
+
+    fn clear_count(&mut self, index: u16) -> Result<(), Error> {
+        Self::clear_count(self, index)
     }
 }
 
@@ -52,6 +58,7 @@ impl Program {
                 Op::Ring(index, ring) => pending.ring(index, ring),
                 Op::Vips(table) => pending.vips(table),
                 Op::Vacate(index) => pending.vacate(index),
+                Op::ClearCount(index) => pending.clear_count(index),
                 Op::Checks(_)
                 | Op::Resolve(_)
                 | Op::NoIndex(_)
@@ -71,8 +78,10 @@ pub(super) struct Pending {
     reals: BTreeMap<RealId, RealEntry>,
     rings: BTreeMap<u32, Box<Ring>>,
     vips: Option<Box<VipTable>>,
-    /// Indexes that no VIP has any more.
+    /// Rings of indexes that no VIP has.
     vacated: BTreeSet<u16>,
+    /// Counters of indexes that another VIP has by now, or none.
+    uncounted: BTreeSet<u16>,
 }
 
 impl Pending {
@@ -91,12 +100,17 @@ impl Pending {
         self.vacated.insert(index);
     }
 
+    pub(super) fn clear_count(&mut self, index: u16) {
+        self.uncounted.insert(index);
+    }
+
     pub(super) fn vips(&mut self, table: Box<VipTable>) {
         self.vips = Some(table);
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.reals.is_empty() && self.rings.is_empty() && self.vips.is_none() && self.vacated.is_empty()
+        let written = self.reals.is_empty() && self.rings.is_empty() && self.vips.is_none();
+        written && self.vacated.is_empty() && self.uncounted.is_empty()
     }
 
     /// Writes the reals, then the rings that name them, then the table that names the rings; clears what it does not name
@@ -114,11 +128,13 @@ impl Pending {
             maps.swap_vips(table)?;
             self.vips = None;
         }
-        while let Some(&index) = self.vacated.first() {
-            maps.vacate(index)?;
-            self.vacated.remove(&index);
+        let failed = maps.vacate(&self.vacated);
+        self.vacated.retain(|index| failed.contains_key(index));
+        while let Some(&index) = self.uncounted.first() {
+            maps.clear_count(index)?;
+            self.uncounted.remove(&index);
         }
-        Ok(())
+        failed.into_values().next().map_or(Ok(()), Err)
     }
 }
 
@@ -155,8 +171,13 @@ mod tests {
             Ok(())
         }
 
-        fn vacate(&mut self, index: u16) -> Result<(), Error> {
-            self.said.push(format!("no VIP {index}"));
+        fn vacate(&mut self, indexes: &BTreeSet<u16>) -> BTreeMap<u16, Error> {
+            self.said.extend((!indexes.is_empty()).then(|| format!("no VIPs {indexes:?}")));
+            BTreeMap::new()
+        }
+
+        fn clear_count(&mut self, index: u16) -> Result<(), Error> {
+            self.said.push(format!("no count {index}"));
             Ok(())
         }
     }
@@ -191,12 +212,16 @@ mod tests {
         let (mut pending, mut maps) = (Pending::default(), Fake::default());
         let places = |index: u32| index << MAX_RING_ORDER;
         pending.ring(places(3), ring(7));
-        pending.vacate(3);
-        pending.vacate(4);
+        for index in 3..=5 {
+            pending.vacate(index);
+            pending.clear_count(index);
+        }
         pending.ring(places(4), ring(8));
         pending.vips(Box::new(VipTable::new(HashKey::default(), 1, 0)));
         pending.flush(&mut maps).unwrap();
-        assert_eq!(maps.said, ["ring 64 of 8", "vips", "no VIP 3"]);
+        let counts = ["no count 3", "no count 4", "no count 5"];
+        assert_eq!(maps.said[..3], ["ring 64 of 8", "vips", "no VIPs {3, 5}"], "all of them together");
+        assert_eq!(maps.said[3..], counts, "what has the place of another begins at nought");
         assert!(pending.is_empty());
     }
 

@@ -11,7 +11,7 @@ use lb_ebpf::ring::{MAX_RINGS, RING_PARTS, RING_SLOTS, Ring, RingRef, Slot};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     hash::Hasher,
     io,
     sync::Arc,
@@ -91,13 +91,16 @@ impl Rings {
         wanted.chunks(WRITTEN).flat_map(|some| self.swap_some(some)).collect()
     }
 
-    /// Empties the places of the ring with this index; the first that the kernel refused.
+    /// Empties the places of the rings with these indexes, all together; those that the kernel refused are returned.
     #[expect(clippy::large_stack_arrays, reason = "64 KiB, boxed at once")]
-    pub(super) fn vacate(&mut self, index: u16) -> Result<(), Error> {
-        let places = (0..RING_PARTS).filter_map(|part| Some(RingRef::new(index, 0).place(u32::try_from(part).ok()?)));
-        let held: Vec<_> = places.filter(|place| self.held.contains_key(place)).collect();
+    pub(super) fn vacate(&mut self, indexes: &BTreeSet<u16>) -> BTreeMap<u16, Error> {
+        let parts = 0..u32::try_from(RING_PARTS).unwrap_or(0);
+        let places = |&index: &u16| parts.clone().map(move |part| (RingRef::new(index, 0).place(part), index));
+        let held: BTreeMap<u32, u16> =
+            indexes.iter().flat_map(places).filter(|(place, _)| self.held.contains_key(place)).collect();
         let empty = Box::new(Ring { slots: [Slot::default(); RING_SLOTS] });
-        self.swap(held.into_iter().map(|place| (place, &*empty))).into_values().next().map_or(Ok(()), Err)
+        let refused = self.swap(held.keys().map(|&place| (place, &*empty)));
+        refused.into_iter().filter_map(|(place, error)| Some((*held.get(&place)?, error))).collect()
     }
 
     /// The contents of places that hold another one.

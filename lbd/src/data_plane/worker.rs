@@ -32,6 +32,7 @@ enum Job {
     Ring(u32, Box<Ring>),
     Vips(Box<VipTable>),
     Vacate(u16),
+    ClearCount(u16),
     Ask(Question),
 }
 
@@ -43,6 +44,7 @@ enum Question {
     Settled(oneshot::Sender<Result<(), Error>>),
     Flows(RealId, [u16; 2], oneshot::Sender<Result<[u64; 2], Error>>),
     Report(Vec<u16>, Vec<RealId>, oneshot::Sender<Result<Report, Error>>),
+    IsAttached(oneshot::Sender<Result<bool, Error>>),
     Detach(oneshot::Sender<Result<(), Error>>),
 }
 
@@ -123,9 +125,14 @@ impl Worker {
         self.submit(Job::Vips(table));
     }
 
-    /// Clears what the VIP with this index had, when the table of VIPs that was told before is in use.
+    /// Clears the ring of the VIP that had this index, when the table of VIPs that was told before is in use.
     pub fn vacate(&self, index: u16) {
         self.submit(Job::Vacate(index));
+    }
+
+    /// Clears the counter of the VIP that had this index, when the table of VIPs that was told before is in use.
+    pub fn clear_count(&self, index: u16) {
+        self.submit(Job::ClearCount(index));
     }
 
     /// Attaches to these interfaces; the outcome comes where [`Worker::start`] said.
@@ -179,6 +186,14 @@ impl Worker {
         within_s: [u16; 2],
     ) -> impl Future<Output = Result<[u64; 2], Error>> + Send + use<> {
         answered(self.ask(|answer| Question::Flows(real, within_s, answer)))
+    }
+
+    /// Whether packets of any device meet the program, or that of an earlier daemon.
+    ///
+    /// # Errors
+    /// As [`DataPlane::is_attached`].
+    pub async fn is_attached(&self) -> Result<bool, Error> {
+        answered(self.ask(Question::IsAttached)).await
     }
 
     /// Detaches everywhere and removes what is pinned.
@@ -239,6 +254,7 @@ fn run(mut data_plane: DataPlane, queue: &mpsc::Receiver<Job>, outcomes: &tokio:
                 drop(answer.send(written.and_then(|()| counted())));
             }
             Some(Question::Report(vips, reals, answer)) => drop(answer.send(report(&mut data_plane, &vips, &reals))),
+            Some(Question::IsAttached(answer)) => drop(answer.send(data_plane.is_attached())),
             Some(Question::Detach(answer)) => drop(answer.send(data_plane.detach())),
             None => {}
         }
@@ -262,6 +278,7 @@ fn take(queue: &mpsc::Receiver<Job>, pending: &mut Pending) -> Result<Option<Que
             Job::Ring(place, ring) => pending.ring(place, ring),
             Job::Vips(table) => pending.vips(table),
             Job::Vacate(index) => pending.vacate(index),
+            Job::ClearCount(index) => pending.clear_count(index),
             Job::Ask(question) => return Ok(Some(question)),
         }
     }

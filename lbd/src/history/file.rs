@@ -11,12 +11,14 @@ use std::{
     fs::{self, File},
     io::{self, BufRead as _, BufReader, BufWriter, Write as _},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 const FILE: &str = "history.jsonl";
 /// When it has grown by so much, what is not remembered any more is left out. Bytes.
 const GROWTH: u64 = 8 << 20;
+/// When one that could not be written is tried again.
+const RETRY: Duration = Duration::from_mins(1);
 
 /// The file.
 #[derive(Debug)]
@@ -24,6 +26,10 @@ pub struct HistoryFile {
     path: PathBuf,
     /// `None`: it cannot be written, which was told.
     file: Option<File>,
+    /// The same was told, and not since.
+    is_given_up: bool,
+    /// Not before then it is tried again.
+    retry: Instant,
     /// What was appended since it was written anew, bytes.
     appended: u64,
 }
@@ -61,7 +67,7 @@ impl HistoryFile {
             tracing::warn!(path = %path.display(), %error, "the history of an earlier lbd cannot be read");
             History::default()
         });
-        let mut file = Self { path, file: None, appended: 0 };
+        let mut file = Self { path, file: None, is_given_up: false, retry: Instant::now(), appended: 0 };
         file.rewrite(&history);
         (file, history)
     }
@@ -80,36 +86,54 @@ impl HistoryFile {
         }
     }
 
-    /// Whether it has grown so much that it is to be written anew.
+    /// Whether it is to be written anew: it has grown so much, or could not be written a while ago.
     #[must_use]
-    pub fn is_long(&self) -> bool {
-        self.appended > GROWTH
+    pub fn wants_rewrite(&self, now: Instant) -> bool {
+        self.appended > GROWTH || self.file.is_none() && now >= self.retry
     }
 
     /// Writes it anew, with what is remembered.
     pub fn rewrite(&mut self, history: &History) {
         match write(&self.path, history) {
-            Ok(file) => (self.file, self.appended) = (Some(file), 0),
+            Ok(file) => {
+                if std::mem::take(&mut self.is_given_up) {
+                    tracing::info!(path = %self.path.display(), "the history is kept again");
+                }
+                (self.file, self.appended) = (Some(file), 0);
+            }
             Err(error) => self.give_up(&error),
         }
     }
 
     /// Until it is written anew.
     fn give_up(&mut self, error: &io::Error) {
-        self.file = None;
-        tracing::warn!(path = %self.path.display(), %error, "the history is not kept: the next lbd will not know it");
+        (self.file, self.appended, self.retry) = (None, 0, Instant::now() + RETRY);
+        if !std::mem::replace(&mut self.is_given_up, true) {
+            tracing::warn!(
+                path = %self.path.display(), %error, again = ?RETRY, "the history is not kept: the next lbd will not know it"
+            );
+        }
     }
 }
 
 fn write(path: &Path, history: &History) -> io::Result<File> {
     let aside = path.with_extension("jsonl.new");
-    let mut lines = BufWriter::new(File::create(&aside)?);
-    let mut entries: Vec<_> = history.iter().collect();
-    entries.sort_by_key(|(_, entry)| entry.at);
-    entries.into_iter().try_for_each(|(key, entry)| lines.write_all(&Line::of(key, entry).bytes()?))?;
-    lines.flush()?;
-    fs::rename(&aside, path)?;
-    lines.into_inner().map_err(io::IntoInnerError::into_error)
+    let written = write_aside(&aside, history).and_then(|file| fs::rename(&aside, path).map(|()| file));
+    if written.is_err() {
+        // Perhaps there is none; half of one takes room that may be what lacks.
+        let _ = fs::remove_file(&aside);
+    }
+    written
+}
+
+/// Each check's changes in their order; no clock orders those of different checks.
+fn write_aside(aside: &Path, history: &History) -> io::Result<File> {
+    let mut lines = BufWriter::new(File::create(aside)?);
+    history.iter().try_for_each(|(key, entry)| lines.write_all(&Line::of(key, entry).bytes()?))?;
+    let file = lines.into_inner().map_err(io::IntoInnerError::into_error)?;
+    // A host that loses its power after the rename has the old file or the new one, not an empty one.
+    file.sync_all()?;
+    Ok(file)
 }
 
 fn read(path: &Path, checks: impl IntoIterator<Item = CheckKey>) -> io::Result<History> {
@@ -243,9 +267,42 @@ mod tests {
     }
 
     #[test]
-    fn directory_that_cannot_be_written_stops_nothing() {
-        let (mut file, mut history) = open(Path::new("/nosuch"));
+    fn history_that_cannot_be_written_stops_nothing_and_is_kept_whole_when_it_can() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("later");
+        let (mut file, mut history) = open(&directory);
         note(&mut file, &mut history, 80, 1, [State::Init, State::Up]);
         assert_eq!(history.of(&key(80)).count(), 1);
+        let now = Instant::now();
+        assert!(!file.wants_rewrite(now) && file.wants_rewrite(now + RETRY));
+
+        fs::create_dir(&directory).unwrap();
+        file.rewrite(&history);
+        note(&mut file, &mut history, 80, 2, [State::Up, DOWN]);
+        assert!(!file.wants_rewrite(now + RETRY));
+        assert_eq!(open(&directory).1, history);
+    }
+
+    #[test]
+    fn append_that_fails_is_made_up_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut file, mut history) = open(directory.path());
+        // Every write to it fails: the disk is full.
+        file.file = Some(File::options().write(true).open("/dev/full").unwrap());
+        note(&mut file, &mut history, 80, 1, [State::Init, State::Up]);
+        assert!(file.wants_rewrite(Instant::now() + RETRY));
+        file.rewrite(&history);
+        assert_eq!(open(directory.path()).1, history);
+    }
+
+    #[test]
+    fn clock_that_steps_back_turns_no_order_round() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut file, mut history) = open(directory.path());
+        note(&mut file, &mut history, 80, 9, [State::Init, State::Up]);
+        note(&mut file, &mut history, 80, 2, [State::Up, DOWN]);
+        file.rewrite(&history);
+        let (_, known) = open(directory.path());
+        assert_eq!(known.of(&key(80)).map(|entry| entry.after).collect::<Vec<_>>(), [State::Up, DOWN]);
     }
 }

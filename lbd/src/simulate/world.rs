@@ -67,6 +67,7 @@ fn asked_for(ops: &[Op]) -> (Vec<Check>, Vec<IpAddr>) {
             | Op::Ring(..)
             | Op::Vips(_)
             | Op::Vacate(_)
+            | Op::ClearCount(_)
             | Op::NoIndex(_)
             | Op::OtherRingSize(..)
             | Op::Tell(_)

@@ -23,6 +23,9 @@ use std::{
 const MAIN: (Ipv4Addr, &str, u16) = (tests::lab::VIP, "tcp", 80);
 const PORTS: [u16; 3] = [0, 53, 8080];
 const WEIGHTS: [u16; 4] = [0, 50, 100, 200];
+/// Of all VIPs.
+const POLICIES: [&str; 4] =
+    ["slow_start = \"1s\"", "slow_start = \"3s\"", "slow_start = \"0s\"", "hold_down = \"5s\"\nflap_limit = 0"];
 
 type Vip = (Ipv4Addr, &'static str, u16);
 
@@ -30,6 +33,7 @@ type Vip = (Ipv4Addr, &'static str, u16);
 pub(crate) struct Operator<'a> {
     service: &'a Service,
     vips: BTreeMap<Vip, BTreeMap<IpAddr, u16>>,
+    policy: &'static str,
     random: u64,
     /// What was done, and how often.
     pub(crate) done: BTreeMap<&'static str, usize>,
@@ -38,7 +42,8 @@ pub(crate) struct Operator<'a> {
 impl<'a> Operator<'a> {
     pub(crate) fn new(service: &'a Service, seed: u64) -> Self {
         let reals = service.lab.reals().iter().map(|real| (IpAddr::from(real.addr()), 100));
-        let operator = Self { service, vips: [(MAIN, reals.collect())].into(), random: seed, done: BTreeMap::new() };
+        let (vips, policy) = ([(MAIN, reals.collect())].into(), POLICIES[0]);
+        let operator = Self { service, vips, policy, random: seed, done: BTreeMap::new() };
         operator.reload();
         operator
     }
@@ -60,7 +65,8 @@ impl<'a> Operator<'a> {
     fn file(&self) -> String {
         let lb = self.service.lab.lb().addr();
         let mut text = format!("[node]\ninterface = \"eth0\"\nouter_source = \"{lb}\"\n[defaults]\n");
-        text += "interval = \"500ms\"\ntimeout = \"500ms\"\nfall = 2\nflow_idle = \"1s\"\nslow_start = \"1s\"\n";
+        text += "interval = \"500ms\"\ntimeout = \"500ms\"\nfall = 2\nflow_idle = \"1s\"\n";
+        writeln!(text, "{}", self.policy).unwrap();
         for ((address, protocol, port), reals) in &self.vips {
             writeln!(text, "[[vip]]\naddress = \"{address}\"\nprotocol = \"{protocol}\"\nport = {port}").unwrap();
             writeln!(text, "check = {{ kind = \"tcp\", port = 80, target = \"{}\" }}", MAIN.0).unwrap();
@@ -102,7 +108,7 @@ impl<'a> Operator<'a> {
         let own = self.pick(&reals);
         // Clients always have one.
         let is_first = |vip, real| vip == MAIN && real == IpAddr::from(Ipv4Addr::new(198, 18, 101, 10));
-        let what = match self.draw(12) {
+        let what = match self.draw(13) {
             0..2 => {
                 let address = Ipv4Addr::new(198, 19, 10, 1 + u8::try_from(self.draw(4)).unwrap());
                 let vip = (address, self.pick(&["tcp", "udp"]), self.pick(&PORTS));
@@ -135,6 +141,10 @@ impl<'a> Operator<'a> {
             7 => {
                 self.reload_badly();
                 "bad file"
+            }
+            12 => {
+                self.policy = self.pick(&POLICIES);
+                "policy changed"
             }
             8..12 if !is_first(vip, own) => self.order(vip, own),
             _ => return self.change(),

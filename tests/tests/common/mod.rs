@@ -310,6 +310,16 @@ impl Download {
         self.curl.exited().unwrap().is_none()
     }
 
+    /// Waits until more of it has come than now.
+    pub(crate) fn goes_on(&self) {
+        let written = || {
+            let io = fs::read_to_string(format!("/proc/{}/io", self.curl.pid())).unwrap();
+            io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse::<u64>().unwrap()
+        };
+        let before = written();
+        wait_for("more of the download", SOON, || Ok((written() > before).then_some(()))).unwrap();
+    }
+
     /// Waits for its end, which must be a good one; how many bytes came.
     pub(crate) fn finish(mut self) -> u64 {
         let status = self.curl.wait(Duration::from_secs(self.mib * 2 + 10)).unwrap();
