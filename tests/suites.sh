@@ -153,9 +153,11 @@ suite_fuzz() {
 }
 
 # A file in some crate's tests/ belongs to the suite whose name it begins with, otherwise to `namespace`:
-# so none is forgotten. One test at a time, since they load this machine and measure times.
+# so none is forgotten. One test at a time, since they load this machine and measure times; guests are machines of their own, of
+# one CPU each.
 integration() { # SUITE
-    local file name suite targets=() profile=()
+    local file name suite targets=() profile=() threads=1
+    [[ $1 != vm ]] || threads=2
     for file in */tests/*.rs; do
         name=$(basename "$file" .rs)
         case $name in
@@ -171,5 +173,5 @@ integration() { # SUITE
     # In a debug build most of the time of the longest goes to the test itself.
     [[ $1 != packet || -z ${LBD_TEST_LONG:-} ]] || profile=(--release)
     cargo build --locked --workspace --bins "${profile[@]}" &&
-        cargo test --locked --workspace --no-fail-fast "${profile[@]}" "${targets[@]}" -- --test-threads=1
+        cargo test --locked --workspace --no-fail-fast "${profile[@]}" "${targets[@]}" -- --test-threads=$threads
 }
