@@ -84,33 +84,57 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     let machine = Machine::here()?;
     println!("{machine}");
-    let wanted = |subject| arguments.subject.is_none_or(|only| only == subject);
-    let smoke = arguments.smoke;
-    let packet = wanted(Subject::Packet)
-        .then(|| packet::measure(if smoke { packet::Plan::SMOKE } else { packet::Plan::FULL }))
-        .transpose()?;
-    packet.iter().for_each(packet::Results::print);
-    let prober = wanted(Subject::Prober)
-        .then(|| prober::measure(if smoke { prober::Plan::SMOKE } else { prober::Plan::FULL }))
-        .transpose()?;
-    prober.iter().for_each(prober::Results::print);
-    let probe = wanted(Subject::Probe)
-        .then(|| probe::measure(if smoke { probe::Plan::SMOKE } else { probe::Plan::FULL }))
-        .transpose()?;
-    probe.iter().for_each(probe::Results::print);
-    let wire = wanted(Subject::Wire)
-        .then(|| wire::measure(if smoke { wire::Plan::SMOKE } else { wire::Plan::FULL }))
-        .transpose()?;
-    wire.iter().for_each(wire::Results::print);
-    let flows = wanted(Subject::Flows)
-        .then(|| flows::measure(if smoke { flows::Plan::SMOKE } else { flows::Plan::FULL }))
-        .transpose()?;
-    flows.iter().for_each(flows::Results::print);
-    let scale = wanted(Subject::Scale)
-        .then(|| scale::measure(if smoke { scale::Plan::SMOKE } else { scale::Plan::FULL }))
-        .transpose()?;
-    scale.iter().for_each(scale::Results::print);
+    let packet = arguments.bench(
+        Subject::Packet,
+        [packet::Plan::FULL, packet::Plan::SMOKE],
+        packet::measure,
+        packet::Results::print,
+    )?;
+    let prober = arguments.bench(
+        Subject::Prober,
+        [prober::Plan::FULL, prober::Plan::SMOKE],
+        prober::measure,
+        prober::Results::print,
+    )?;
+    let probe = arguments.bench(
+        Subject::Probe,
+        [probe::Plan::FULL, probe::Plan::SMOKE],
+        probe::measure,
+        probe::Results::print,
+    )?;
+    let wire =
+        arguments.bench(Subject::Wire, [wire::Plan::FULL, wire::Plan::SMOKE], wire::measure, wire::Results::print)?;
+    let flows = arguments.bench(
+        Subject::Flows,
+        [flows::Plan::FULL, flows::Plan::SMOKE],
+        flows::measure,
+        flows::Results::print,
+    )?;
+    let scale = arguments.bench(
+        Subject::Scale,
+        [scale::Plan::FULL, scale::Plan::SMOKE],
+        scale::measure,
+        scale::Results::print,
+    )?;
     write(arguments, &Results { machine, packet, prober, probe, wire, flows, scale })
+}
+
+impl Arguments {
+    /// Measures and prints this subject, if it was asked for.
+    fn bench<P, R>(
+        &self,
+        subject: Subject,
+        [full, smoke]: [P; 2],
+        measure: impl FnOnce(P) -> Result<R>,
+        print: impl FnOnce(&R),
+    ) -> Result<Option<R>> {
+        if self.subject.is_some_and(|only| only != subject) {
+            return Ok(None);
+        }
+        let results = measure(if self.smoke { smoke } else { full })?;
+        print(&results);
+        Ok(Some(results))
+    }
 }
 
 fn write(arguments: &Arguments, results: &Results) -> Result<()> {
